@@ -1,0 +1,38 @@
+"""Interface agent: the app's only way to the wire, and the place where every poll can be a checkpoint."""
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from nfckpt.native.arena cimport Arena
+from nfckpt.native.burst cimport Burst
+from nfckpt.native.epoch cimport Names
+from nfckpt.native.gate cimport Gate
+from nfckpt.native.parking cimport Parking
+from nfckpt.native.tap cimport Tap
+
+cdef struct AgentCounters:
+    uint64_t polls
+    uint64_t handed_out         # frames given to the app
+    uint64_t sent, dropped, parked
+    uint64_t undecided          # left without a verdict by on_burst: dropped
+    uint64_t malformed          # handed out with malformed set
+    uint64_t made               # frames the app made itself (timers, ARP)
+    uint64_t refused_full       # sends refused because the gate was full
+    uint64_t refused_parking
+    uint64_t backpressure       # polls answered "no packets" because gate or names were full
+
+cdef class Agent:
+    cdef readonly list ports
+    cdef readonly Arena arena
+    cdef readonly Gate gate
+    cdef readonly Names names
+    cdef readonly Parking parking
+    cdef public Tap tap
+    cdef public object hook
+    cdef public bint running
+    cdef public bint recording          # consumed frames are named for the standby
+    cdef public uint64_t epoch          # the open epoch
+    cdef public uint32_t ports_empty    # bit per port found empty since the last capture
+    cdef readonly uint32_t in_flight    # frames owned by the app
+    cdef AgentCounters c
+    cdef uint64_t secret[4]
+    cdef int _turn
+    cdef int read(self, Burst b, int max_frames) except -1

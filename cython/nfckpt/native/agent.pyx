@@ -1,0 +1,176 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Interface agent: rx_burst / tx_burst as with DPDK, and nothing else to cooperate with (I2).
+
+Picture     app ── rx_burst ──► hook(): acks in, releases out, maybe a capture ──► "no packets" or frames
+            app ── tx_burst ──► gate, under the open epoch ─ ─ commit ─ ─► segment
+
+            in_flight = handed out − sent − dropped − parked.  A capture needs in_flight == 0 (I1); while a cut is
+            wanted and frames are out, every poll answers "no packets": the quiesce of the classic scheme.
+
+Who calls   one thread, the one that polls. The hook is the node's; it returns True when the answer must be "no packets".
+"""
+from nfckpt.errors import PortError, StateError
+
+from libc.string cimport memcpy
+from nfckpt.native.arena cimport CHECK
+from nfckpt.native.burst cimport BURST_MAX, DONE, DROP, OWNED, SEND
+from nfckpt.native.digest cimport nf_frame_key
+from nfckpt.native.headers cimport parse
+from nfckpt.native.port cimport Port
+
+
+cdef class Agent:
+    """Over `ports` (list of Port), an arena and a gate. `secret`: 32 bytes shared by the pair."""
+
+    def __cinit__(self, list ports, Arena arena not None, Gate gate not None, bytes secret, *,
+                  uint32_t names_max=16384, Parking parking=None):
+        if len(secret) != 32:
+            raise StateError("the agent's secret must be 32 bytes")
+        memcpy(self.secret, <const uint8_t*>secret, 32)
+        self.ports = ports
+        self.arena = arena
+        self.gate = gate
+        self.names = Names(names_max)
+        self.parking = parking
+        self.running = True
+        self.epoch = 1
+        self.hook = None
+
+    def rx_burst(self, Burst burst not None, int max_frames=32):
+        """Fill `burst` with up to `max_frames` (≤ 256) frames and parse their headers. Returns how many; 0 means "no
+        packets", for whatever reason. Raises StateError when the burst still owns frames, PortError when a port is gone."""
+        cdef int n, i
+        self.c.polls += 1
+        for i in range(burst.n):
+            if burst.verdict[i] != DONE:
+                raise StateError("rx_burst into a burst that still owns frames", "tx_burst or drop them first")
+        burst.clear()
+        if self.hook is not None and self.hook():
+            return 0
+        if not self.running:
+            return 0
+        if max_frames > BURST_MAX:
+            max_frames = BURST_MAX
+        if (self.names.n + max_frames > self.names.capacity
+                or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):
+            self.c.backpressure += 1
+            return 0
+        n = self.read(burst, max_frames)
+        if n:
+            parse(burst, 0)
+            self.in_flight += n
+            self.c.handed_out += n
+            for i in range(n):
+                self.c.malformed += burst.malformed[i]
+        return n
+
+    cdef int read(self, Burst b, int max_frames) except -1:
+        cdef Port port
+        cdef int i, k, n, want, n_ports = len(self.ports)
+        if self.tap is not None:
+            self.tap.poll()
+            self.tap.take(b, max_frames)
+        else:
+            self._turn = (self._turn + 1) % n_ports
+            for k in range(n_ports):
+                i = (self._turn + k) % n_ports
+                want = max_frames - b.n
+                if want == 0:
+                    break
+                port = <Port>self.ports[i]
+                n = port.rx(b, want, <uint8_t>i)
+                if n < 0:
+                    raise PortError(f"port {port.name} is gone", "see `nfckpt doctor`")
+                if n < want and b.has_room():
+                    self.ports_empty |= <uint32_t>1 << i
+        if self.recording:
+            for i in range(b.n):
+                b.key[i] = nf_frame_key(self.secret, b.port[i], b.data(i), b.length[i])
+                self.names.key[self.names.n] = b.key[i]
+                self.names.port[self.names.n] = b.port[i]
+                self.names.n += 1
+        return b.n
+
+    def tx_burst(self, Burst burst not None):
+        """Frames with verdict SEND go into the gate, those with DROP are dropped; both become DONE. Returns how many were
+        sent. A frame the gate has no room for keeps its verdict and stays owned by the app: send it again or drop it.
+        Raises StateError for an output port that does not exist."""
+        cdef int i, sent = 0, n_ports = len(self.ports)
+        cdef uint8_t v
+        for i in range(burst.n):
+            v = burst.verdict[i]
+            if v == SEND:
+                if burst.out_port[i] >= n_ports:
+                    raise StateError(f"frame sent to port {burst.out_port[i]} of {n_ports}")
+                if not self.gate.hold(burst.out_port[i], burst.data(i), burst.length[i], self.epoch):
+                    self.c.refused_full += 1
+                    continue
+                sent += 1
+                self.c.sent += 1
+            elif v == DROP:
+                self.c.dropped += 1
+            else:
+                continue
+            burst.verdict[i] = DONE
+            self.in_flight -= 1
+        return sent
+
+    def drop(self, Burst burst not None):
+        """Drop every frame the app still owns in `burst`. Returns how many."""
+        cdef int i, n = 0
+        for i in range(burst.n):
+            if burst.verdict[i] != DONE:
+                burst.verdict[i] = DONE
+                n += 1
+        self.in_flight -= n
+        self.c.dropped += n
+        return n
+
+    def finish(self, Burst burst not None):
+        """tx_burst, then drop what is left: frames without a verdict are counted as undecided."""
+        cdef int i, sent = self.tx_burst(burst)
+        for i in range(burst.n):
+            if burst.verdict[i] == OWNED:
+                self.c.undecided += 1
+        self.drop(burst)
+        return sent
+
+    def park(self, Burst burst not None, int i):
+        """Move frame i into the replicated parking region. Returns its handle, or -1 when parking is full (counted):
+        the frame then stays owned. `parking.take(handle)` gives (port, bytes) back, after a takeover as well."""
+        cdef int handle = -1
+        if i < 0 or i >= burst.n or burst.verdict[i] == DONE:
+            raise IndexError(i)
+        if self.parking is not None:
+            handle = self.parking.park(burst.port[i], burst.data(i), burst.length[i])
+        if handle < 0:
+            self.c.refused_parking += 1
+            return -1
+        burst.verdict[i] = DONE
+        self.in_flight -= 1
+        self.c.parked += 1
+        return handle
+
+    def emit(self, int port, bytes frame):
+        """A frame the app made: held like any other output. False when the gate is full (counted)."""
+        cdef uint32_t n = len(frame)
+        if port < 0 or port >= len(self.ports) or n == 0 or n > 9216:
+            raise StateError(f"emit of {n} bytes to port {port} of {len(self.ports)}")
+        if not self.gate.hold(<uint8_t>port, <const uint8_t*>frame, n, self.epoch):
+            self.c.refused_full += 1
+            return False
+        self.c.made += 1
+        return True
+
+    @property
+    def pending(self):
+        """True when the open epoch has something to say: frames consumed, outputs held, lines written."""
+        return self.names.n > 0 or self.gate.tail != self.gate.captured or self.arena.n_touched > 0
+
+    def forget_names(self):
+        """Start of a new protection: what was consumed before is nobody's business."""
+        self.names.n = 0
+
+    def counters(self):
+        """dict of AgentCounters."""
+        return dict(self.c)

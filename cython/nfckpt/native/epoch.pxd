@@ -1,0 +1,73 @@
+"""Epoch record: the wire form of one checkpoint. The picture is in epoch.pyx."""
+cimport cython
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from nfckpt.native.arena cimport Arena
+from nfckpt.native.gate cimport Gate
+from nfckpt.native.tap cimport Tap
+
+cdef extern from *:
+    """
+    #ifndef NFCKPT_EPOCH
+    #define NFCKPT_EPOCH
+    #include <stdint.h>
+    typedef struct {
+        uint32_t magic; uint16_t version; uint16_t flags;
+        uint64_t session, term, epoch;
+        uint64_t now_ns, released_through, first_seq, echo_ns;
+        uint32_t n_names, n_outputs, output_bytes, n_lines, n_pages, ports_empty;
+        uint64_t window_off, window_hash;
+        uint64_t total_bytes;
+    } nf_epoch_header;
+    _Static_assert(sizeof(nf_epoch_header) == 112, "epoch header is 112 bytes");
+    #endif
+    """
+    ctypedef struct Header "nf_epoch_header":
+        uint32_t magic
+        uint16_t version, flags
+        uint64_t session, term, epoch
+        uint64_t now_ns, released_through, first_seq, echo_ns
+        uint32_t n_names, n_outputs, output_bytes, n_lines, n_pages, ports_empty
+        uint64_t window_off, window_hash
+        uint64_t total_bytes
+
+cdef enum:
+    EPOCH_MAGIC = 0x3145464e    # "NFE1"
+    EPOCH_VERSION = 1
+    HEADER_BYTES = 112
+    SYNC_LAST = 1               # flags: after this epoch the standby holds every page
+    WINDOW = 256
+
+cdef struct OutputHead:
+    uint16_t port
+    uint16_t length
+    uint32_t zero
+
+@cython.final
+cdef class Names:
+    cdef uint64_t* key
+    cdef uint8_t* port
+    cdef readonly uint32_t n, capacity
+
+@cython.final
+cdef class EpochWriter:
+    cdef uint8_t* buf
+    cdef readonly uint64_t capacity, used
+    cdef uint64_t secret[4]
+    cdef readonly uint32_t next_page        # sync: pages below have been sent
+    cdef void _need(self, uint64_t nbytes) except *
+
+@cython.final
+cdef class EpochRecord:
+    cdef Header* h
+    cdef uint8_t* base
+    cdef uint64_t* keys
+    cdef uint8_t* ports
+    cdef uint8_t* outputs
+    cdef uint32_t* line_no
+    cdef uint8_t* lines
+    cdef uint32_t* page_no
+    cdef uint8_t* pages
+    cdef object _memory
+    cdef readonly bint applied
+    cdef void _swap_lines(self, Arena arena) noexcept nogil
+    cdef void _swap_pages(self, Arena arena) noexcept nogil

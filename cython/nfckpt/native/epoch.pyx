@@ -1,0 +1,329 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Epoch record: what one checkpoint says, built inside the poll and applied by swap.
+
+    0        4    6     8         16      24      32       40                 48          56
+    +--------+----+-----+---------+-------+-------+--------+------------------+-----------+---------+
+    | "NFE1" | v1 |flags| session | term  | epoch | now_ns | released_through | first_seq | echo_ns |
+    +--------+----+-----+---------+-------+-------+--------+------------------+-----------+---------+
+    64        68          72              76        80        84            88           96            104
+    +---------+-----------+---------------+---------+---------+-------------+------------+-------------+-------------+
+    | n_names | n_outputs | output_bytes  | n_lines | n_pages | ports_empty | window_off | window_hash | total_bytes |
+    +---------+-----------+---------------+---------+---------+-------------+------------+-------------+-------------+
+    112
+    keys    n_names × u64   · ports  n_names × u8, padded to 8
+    outputs n_outputs × { u16 port · u16 length · u32 zero · bytes padded to 8 }   (output_bytes together)
+    lines   n_lines × u32 number, padded to 8 · n_lines × 64 bytes
+    pages   n_pages × u32 number, padded to 8 · n_pages × 4096 bytes                (sync only)
+
+All little-endian. `echo_ns` is the last time stamp heard from the standby before the previous capture; `ports_empty` has
+a bit for each port found empty since then. `window_*` is the rotating 256-byte check of the arena.
+
+Promises    E1 a record is one instant: it is built between two polls with no frame in the app (I1, I4).
+            E2 a record that does not add up raises PeerError before a byte of it is used (I14).
+            E3 swap() and unswap() are each other's inverse and refuse to run twice (I8).
+"""
+from nfckpt.errors import PeerError, StateError
+
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
+from nfckpt.native.arena cimport CHECK, LINE, PAGE
+from nfckpt.native.burst cimport FRAME_MAX
+from nfckpt.native.digest cimport nf_hash
+from nfckpt.native.gate cimport Held
+
+MAGIC = EPOCH_MAGIC
+VERSION = EPOCH_VERSION
+LAST = SYNC_LAST
+
+
+cdef inline uint64_t pad8(uint64_t n) noexcept nogil:
+    return (n + 7) & ~<uint64_t>7
+
+
+cdef uint64_t window_at(uint64_t epoch, uint64_t used) noexcept nogil:
+    """The window of this epoch: 256-byte blocks in an order that visits all of them."""
+    cdef uint64_t blocks = used // WINDOW
+    return (epoch * 0x9E3779B1) % blocks * WINDOW
+
+
+@cython.final
+cdef class Names:
+    """Keys of the frames that the open epoch consumed, in order; room for `capacity`."""
+
+    def __cinit__(self, uint32_t capacity):
+        self.capacity = capacity
+        self.key = <uint64_t*>malloc(capacity * 8)
+        self.port = <uint8_t*>malloc(capacity)
+        if self.key == NULL or self.port == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.key)
+        free(self.port)
+
+
+@cython.final
+cdef class EpochWriter:
+    """Builds records into one growing staging buffer. `secret`: 32 bytes shared by the pair."""
+
+    def __cinit__(self, bytes secret, uint64_t capacity=1 << 20):
+        if len(secret) != 32:
+            raise StateError("the secret must be 32 bytes")
+        memcpy(self.secret, <const uint8_t*>secret, 32)
+        self.capacity = 0
+        self._need(capacity)
+
+    def __dealloc__(self):
+        free(self.buf)
+
+    cdef void _need(self, uint64_t nbytes) except *:
+        cdef void* p
+        if nbytes > self.capacity:
+            nbytes = nbytes * 5 // 4
+            p = realloc(self.buf, nbytes)
+            if p == NULL:
+                raise MemoryError
+            self.buf = <uint8_t*>p
+            self.capacity = nbytes
+
+    def restart_sync(self):
+        """The next records carry the arena's pages from the first on."""
+        self.next_page = 0
+
+    def build(self, Arena arena not None, Gate gate not None, Names names not None, uint64_t session, uint64_t term,
+              uint64_t epoch, uint64_t now_ns, uint64_t echo_ns, uint32_t ports_empty,
+              uint32_t pages_max=0, uint32_t scan_max=1024):
+        """Capture: drain marks, names and uncaptured outputs into one record. Returns a memoryview of the staging
+        buffer, valid until the next build. With `pages_max` > 0 up to that many non-zero pages of a running sync
+        ride along, out of at most `scan_max` looked at; flag LAST is set when none is left."""
+        cdef uint64_t n_lines = arena.dirty_lines(), out_bytes = 0, seq, w, p, base
+        cdef uint32_t i, page, n_pages = 0, bit, used_pages = <uint32_t>(arena._top // PAGE)
+        cdef Held* held
+        cdef Header* h
+        cdef OutputHead* oh
+        cdef uint32_t* number
+        cdef uint8_t* out
+        for seq in range(gate.captured, gate.tail):
+            out_bytes += sizeof(OutputHead) + pad8(gate.held[<uint32_t>seq & gate.mask].length)
+        self._need(HEADER_BYTES + names.n * 9 + 8 + out_bytes + n_lines * (4 + LINE) + 16
+                   + <uint64_t>pages_max * (4 + PAGE) + 16)
+        h = <Header*>self.buf
+        memset(h, 0, HEADER_BYTES)
+        h.magic = EPOCH_MAGIC
+        h.version = EPOCH_VERSION
+        h.session, h.term, h.epoch = session, term, epoch
+        h.now_ns, h.echo_ns, h.ports_empty = now_ns, echo_ns, ports_empty
+        h.released_through, h.first_seq = gate.released_through, gate.captured
+        h.n_names = names.n
+        p = HEADER_BYTES
+        memcpy(self.buf + p, names.key, names.n * 8)
+        p += names.n * 8
+        memcpy(self.buf + p, names.port, names.n)
+        p += pad8(names.n)
+        names.n = 0
+        # outputs
+        h.n_outputs = <uint32_t>(gate.tail - gate.captured)
+        h.output_bytes = <uint32_t>out_bytes
+        for seq in range(gate.captured, gate.tail):
+            held = &gate.held[<uint32_t>seq & gate.mask]
+            oh = <OutputHead*>(self.buf + p)
+            oh.port, oh.length, oh.zero = held.port, held.length, 0
+            p += sizeof(OutputHead)
+            memcpy(self.buf + p, gate.buf + held.off, held.length)
+            p += pad8(held.length)
+        gate.captured = gate.tail
+        # lines
+        h.n_lines = <uint32_t>n_lines
+        number = <uint32_t*>(self.buf + p)
+        p += pad8(n_lines * 4)
+        out = self.buf + p
+        for i in range(arena.n_touched):
+            page = arena.touched[i]
+            w = arena.bits[page]
+            arena.bits[page] = 0
+            base = <uint64_t>page * PAGE
+            while w:
+                bit = <uint32_t>__builtin_ctzll(w)
+                w &= w - 1
+                number[0] = page * 64 + bit
+                number += 1
+                memcpy(out, arena.base + base + bit * LINE, LINE)
+                out += LINE
+        arena.n_touched = 0
+        p += n_lines * LINE
+        # pages of a sync
+        if pages_max:
+            number = <uint32_t*>(self.buf + p)
+            out = self.buf + p + pad8(<uint64_t>pages_max * 4)
+            i = 0
+            while self.next_page < used_pages and n_pages < pages_max and i < scan_max:
+                base = <uint64_t>self.next_page * PAGE
+                if not is_zero(arena.base + base):
+                    number[n_pages] = self.next_page
+                    memcpy(out, arena.base + base, PAGE)
+                    out += PAGE
+                    n_pages += 1
+                self.next_page += 1
+                i += 1
+            if self.next_page == used_pages:
+                h.flags |= SYNC_LAST
+            if pad8(n_pages * 4) != pad8(<uint64_t>pages_max * 4):
+                memmove(self.buf + p + pad8(n_pages * 4), self.buf + p + pad8(<uint64_t>pages_max * 4),
+                        <uint64_t>n_pages * PAGE)
+            h.n_pages = n_pages
+            p += pad8(n_pages * 4) + <uint64_t>n_pages * PAGE
+        h.window_off = window_at(epoch, arena._top)
+        h.window_hash = nf_hash(self.secret, epoch, arena.base + h.window_off, WINDOW)
+        h.total_bytes = p
+        self.used = p
+        return <uint8_t[:p]>self.buf
+
+
+cdef extern from *:
+    int __builtin_ctzll(uint64_t) noexcept nogil
+
+cdef extern from "string.h" nogil:
+    void* memmove(void*, const void*, size_t)
+
+
+cdef bint is_zero(const uint8_t* page) noexcept nogil:
+    return page[0] == 0 and memcmp(page, page + 1, PAGE - 1) == 0
+
+
+@cython.final
+cdef class EpochRecord:
+    """A record out of `memory` (a writable buffer that no peer can write), checked against the receiver's arena.
+
+    Raises PeerError with the reason when it does not add up.
+    """
+
+    def __cinit__(self, memory, Arena arena not None, int n_ports):
+        cdef uint8_t[::1] view = memory
+        cdef uint64_t total = view.shape[0], p, q
+        cdef uint32_t i
+        cdef Header* h
+        cdef OutputHead* oh
+        if total < HEADER_BYTES:
+            raise PeerError(f"epoch record of {total} bytes is shorter than its header")
+        self._memory = view
+        self.base = &view[0]
+        h = self.h = <Header*>self.base
+        if h.magic != EPOCH_MAGIC or h.version != EPOCH_VERSION:
+            raise PeerError(f"epoch record with magic {h.magic:#x} version {h.version}", "run the same nfckpt on both nodes")
+        if h.total_bytes != total:
+            raise PeerError(f"epoch record says {h.total_bytes} bytes and has {total}")
+        # 32-bit counts times at most 4100 bytes: no sum can pass 2**64
+        p = HEADER_BYTES
+        self.keys = <uint64_t*>(self.base + p)
+        p += <uint64_t>h.n_names * 8
+        self.ports = self.base + p
+        p += pad8(h.n_names)
+        self.outputs = self.base + p
+        p += h.output_bytes
+        if p > total:
+            raise PeerError("epoch record: names or outputs overrun it")
+        for i in range(h.n_names):
+            if self.ports[i] >= n_ports:
+                raise PeerError(f"epoch record names port {self.ports[i]} of {n_ports}")
+        q = 0
+        for i in range(h.n_outputs):
+            if q + sizeof(OutputHead) > h.output_bytes:
+                raise PeerError("epoch record: an output overruns")
+            oh = <OutputHead*>(self.outputs + q)
+            q += sizeof(OutputHead) + pad8(oh.length)
+            if q > h.output_bytes or oh.port >= n_ports or oh.length > FRAME_MAX or oh.length == 0:
+                raise PeerError("epoch record: an output with a bad length or port")
+        if q != h.output_bytes:
+            raise PeerError("epoch record: outputs do not fill their bytes")
+        self.line_no = <uint32_t*>(self.base + p)
+        p += pad8(<uint64_t>h.n_lines * 4)
+        self.lines = self.base + p
+        p += <uint64_t>h.n_lines * LINE
+        self.page_no = <uint32_t*>(self.base + p)
+        p += pad8(<uint64_t>h.n_pages * 4)
+        self.pages = self.base + p
+        p += <uint64_t>h.n_pages * PAGE
+        if p != total:
+            raise PeerError("epoch record: lines and pages do not fill it")
+        for i in range(h.n_lines):
+            if self.line_no[i] >= arena.n_pages * 64:
+                raise PeerError(f"epoch record writes line {self.line_no[i]} outside the arena")
+        for i in range(h.n_pages):
+            if self.page_no[i] >= arena.n_pages:
+                raise PeerError(f"epoch record writes page {self.page_no[i]} outside the arena")
+        if h.window_off > arena.size - WINDOW:
+            raise PeerError("epoch record: check window outside the arena")
+
+    def register(self, Tap tap not None, uint64_t now):
+        """Names and expected outputs go into the tap, all or nothing: False when there is no room now (rule 3)."""
+        cdef Header* h = self.h
+        cdef uint32_t i
+        cdef uint64_t q = 0
+        cdef OutputHead* oh
+        if not tap.room_for(h.n_names, h.n_outputs, h.output_bytes):
+            return False
+        for i in range(h.n_outputs):
+            oh = <OutputHead*>(self.outputs + q)
+            q += sizeof(OutputHead)
+            CHECK(tap.expect(h.first_seq + i, <uint8_t>oh.port, self.outputs + q, oh.length, now))
+            q += pad8(oh.length)
+        for i in range(h.n_names):
+            tap.name(self.keys[i], self.ports[i], now)
+        if h.ports_empty:
+            tap.emptied(h.ports_empty, h.echo_ns)
+        return True
+
+    def swap(self, Arena arena not None):
+        """Apply: exchange this record's lines and pages with the arena's. The record becomes the undo log."""
+        CHECK(not self.applied)
+        self._swap_lines(arena)
+        self._swap_pages(arena)
+        self.applied = True
+
+    def unswap(self, Arena arena not None):
+        """Undo the swap: the arena is again what it was before."""
+        CHECK(self.applied)
+        self._swap_pages(arena)         # reverse order: a line may lie in a page
+        self._swap_lines(arena)
+        self.applied = False
+
+    cdef void _swap_lines(self, Arena arena) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.h.n_lines):
+            swap_words(<uint64_t*>(arena.base + <uint64_t>self.line_no[i] * LINE),
+                       <uint64_t*>(self.lines + <uint64_t>i * LINE), LINE // 8)
+
+    cdef void _swap_pages(self, Arena arena) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.h.n_pages):
+            swap_words(<uint64_t*>(arena.base + <uint64_t>self.page_no[i] * PAGE),
+                       <uint64_t*>(self.pages + <uint64_t>i * PAGE), PAGE // 8)
+
+    def agrees(self, Arena arena not None, bytes secret not None):
+        """After the swap: does the active's 256-byte window read the same here?"""
+        return nf_hash(<const uint64_t*><const uint8_t*>secret, self.h.epoch,
+                       arena.base + self.h.window_off, WINDOW) == self.h.window_hash
+
+    session = property(lambda self: (<EpochRecord>self).h.session)
+    term = property(lambda self: (<EpochRecord>self).h.term)
+    epoch = property(lambda self: (<EpochRecord>self).h.epoch)
+    now_ns = property(lambda self: (<EpochRecord>self).h.now_ns)
+    released_through = property(lambda self: (<EpochRecord>self).h.released_through)
+    first_seq = property(lambda self: (<EpochRecord>self).h.first_seq)
+    next_seq = property(lambda self: (<EpochRecord>self).h.first_seq + (<EpochRecord>self).h.n_outputs)
+    echo_ns = property(lambda self: (<EpochRecord>self).h.echo_ns)
+    ports_empty = property(lambda self: (<EpochRecord>self).h.ports_empty)
+    n_names = property(lambda self: (<EpochRecord>self).h.n_names)
+    n_outputs = property(lambda self: (<EpochRecord>self).h.n_outputs)
+    n_lines = property(lambda self: (<EpochRecord>self).h.n_lines)
+    n_pages = property(lambda self: (<EpochRecord>self).h.n_pages)
+    last = property(lambda self: bool((<EpochRecord>self).h.flags & SYNC_LAST))
+
+
+cdef void swap_words(uint64_t* a, uint64_t* b, int n) noexcept nogil:
+    cdef int i
+    cdef uint64_t t
+    for i in range(n):
+        t = a[i]
+        a[i] = b[i]
+        b[i] = t

@@ -1,0 +1,32 @@
+"""Output gate: frames wait here until the epoch that explains them is committed."""
+cimport cython
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from nfckpt.native.port cimport Port
+
+cdef struct Held:
+    uint64_t epoch
+    uint64_t end                # byte position after this frame
+    uint32_t off
+    uint16_t length
+    uint8_t port
+
+@cython.final
+cdef class Gate:
+    cdef Held* held
+    cdef uint8_t* buf
+    cdef readonly uint32_t capacity
+    cdef readonly uint64_t buf_bytes
+    cdef uint32_t mask
+    cdef uint64_t buf_head, buf_tail
+    cdef readonly uint64_t head         # sequence number of the oldest frame not handed to a port
+    cdef readonly uint64_t tail         # sequence number the next frame will get
+    cdef readonly uint64_t captured     # frames below this number are in a captured epoch
+    cdef readonly uint64_t committed    # highest committed epoch; ALL when open
+    cdef readonly uint64_t released_through  # every frame below this number has left the process for good
+    cdef readonly uint64_t refused_full, refused_port
+    cdef list _ports
+    cdef uint32_t _waiting              # ports whose ring still holds frames after a flush
+
+    cdef bint room(self, uint32_t frames, uint64_t nbytes) noexcept nogil
+    cdef bint hold(self, uint8_t port, const uint8_t* data, uint32_t n, uint64_t epoch) noexcept nogil
+    cpdef int release(self) except -1

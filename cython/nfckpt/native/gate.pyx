@@ -1,0 +1,141 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Output gate: I5 in one place. No output of epoch e leaves before commit(e), and each leaves once.
+
+Picture     released_through   head          captured        tail
+            ───────┬────────────┬───────────────┬──────────────┬──►  sequence number, one a frame, never reused
+             sent  │ in the     │ committed or  │ of the open  │
+                   │ port's ring│ shipped       │ epoch        │
+
+States      closed: a frame leaves when its epoch is at most `committed`.
+            open:   everything leaves at once (solo, by permission of the witness).
+
+Promises    G1 frames leave in the order they were held, byte for byte.
+            G2 a full gate refuses (hold returns False, counted), it never drops.
+            G3 `released_through` counts only frames that the port's ring has given to the kernel.
+"""
+from nfckpt.errors import StateError
+
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+cdef enum:
+    SLACK = 16384               # a wrap of the byte ring wastes less than this
+
+cdef uint64_t ALL = 0xffffffffffffffff
+
+
+@cython.final
+cdef class Gate:
+    """`capacity` frames (rounded up to a power of two) in `buf_bytes` bytes, in front of `ports` (list of Port)."""
+
+    def __cinit__(self, list ports, uint32_t capacity=65536, uint64_t buf_bytes=16 << 20):
+        cdef uint32_t n = 256
+        if capacity > 1 << 24 or buf_bytes > <uint64_t>1 << 31 or buf_bytes < 4 * SLACK:
+            raise StateError(f"a gate of {capacity} frames and {buf_bytes} bytes is out of bounds")
+        while n < capacity:
+            n *= 2
+        self.capacity = n
+        self.mask = n - 1
+        self.buf_bytes = buf_bytes
+        self.held = <Held*>calloc(n, sizeof(Held))
+        self.buf = <uint8_t*>malloc(buf_bytes)
+        if self.held == NULL or self.buf == NULL:
+            raise MemoryError
+        self._ports = ports
+        self.committed = 0
+        self._waiting = 0
+
+    def __dealloc__(self):
+        free(self.held)
+        free(self.buf)
+
+    def start_at(self, uint64_t seq):
+        """Number the next frame `seq`: a promoted node goes on where the committed outputs ended."""
+        if self.tail != self.head:
+            raise StateError("the gate holds frames")
+        self.head = self.tail = self.captured = self.released_through = seq
+
+    cdef bint room(self, uint32_t frames, uint64_t nbytes) noexcept nogil:
+        return (self.capacity - (self.tail - self.head) >= frames
+                and self.buf_bytes - (self.buf_tail - self.buf_head) >= nbytes + SLACK)
+
+    cdef bint hold(self, uint8_t port, const uint8_t* data, uint32_t n, uint64_t epoch) noexcept nogil:
+        cdef Held* h
+        cdef uint64_t at
+        if not self.room(1, n):
+            self.refused_full += 1
+            return False
+        at = self.buf_tail % self.buf_bytes
+        if at + n > self.buf_bytes:
+            self.buf_tail += self.buf_bytes - at
+            at = 0
+        memcpy(self.buf + at, data, n)
+        self.buf_tail += n
+        h = &self.held[<uint32_t>self.tail & self.mask]
+        h.epoch = epoch
+        h.off = <uint32_t>at
+        h.end = self.buf_tail
+        h.length = <uint16_t>n
+        h.port = port
+        self.tail += 1
+        return True
+
+    cpdef int release(self) except -1:
+        """Hand every frame whose epoch is committed to its port. Returns how many. A port that is full is retried
+        at the next call; frames that a port refuses for good are counted in `refused_port`."""
+        cdef Held* h
+        cdef Port port
+        cdef int n = 0, r
+        cdef bint full = False
+        while self.head < self.tail:
+            h = &self.held[<uint32_t>self.head & self.mask]
+            if h.epoch > self.committed:
+                break
+            port = <Port>self._ports[h.port]
+            r = port.tx(self.buf + h.off, h.length)
+            if r == 0:
+                port.flush()
+                r = port.tx(self.buf + h.off, h.length)
+                if r == 0:
+                    full = True
+                    break
+            if r < 0:
+                self.refused_port += 1
+            self.buf_head = h.end
+            self.head += 1
+            n += 1
+        if n or self._waiting or full:
+            self._waiting = 0
+            for port in self._ports:
+                if port.flush() > 0:
+                    self._waiting += 1
+            if self._waiting == 0:
+                self.released_through = self.head
+        return n
+
+    def commit(self, uint64_t epoch):
+        """Frames of epochs up to `epoch` may leave. Commits only grow."""
+        if self.committed != ALL and epoch > self.committed:
+            self.committed = epoch
+
+    def open(self):
+        """Everything may leave at once: this node is solo, by permission."""
+        self.committed = ALL
+
+    def shut(self, uint64_t epoch):
+        """Hold again: what is held from now on waits for commit(its epoch); `epoch` is the last committed one."""
+        self.committed = epoch
+
+    @property
+    def is_open(self):
+        return self.committed == ALL
+
+    @property
+    def held_frames(self):
+        """Frames waiting, in any state."""
+        return int(self.tail - self.head)
+
+    @property
+    def uncaptured(self):
+        """Frames of the open epoch."""
+        return int(self.tail - self.captured)

@@ -1,0 +1,43 @@
+"""Tap: the standby's own view of the segment (DESIGN 4a)."""
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from nfckpt.native.burst cimport Burst
+from nfckpt.native.keyed_fifo cimport KeyedFifo
+from nfckpt.native.port cimport Port
+
+cdef enum:
+    MAX_PORTS = 16
+
+cdef struct TapCounters:
+    uint64_t seen               # frames read from the ports
+    uint64_t matched            # inputs found in the tap by an epoch's name
+    uint64_t credited           # inputs that came after they were named
+    uint64_t observed           # expected outputs seen leaving
+    uint64_t doubled            # late frames of the old active, seen after they were re-emitted
+    uint64_t active_missed      # rule 5: the active's ring dropped them, so nobody answers for them
+    uint64_t tap_missed         # rule 6: named, never seen here
+    uint64_t unobserved         # rule 7: released, never seen leaving, forgotten
+    uint64_t overflow           # frames that found the tap full
+    uint64_t replayed           # handed to the app after a promotion
+
+@cython.final
+cdef class Tap:
+    cdef KeyedFifo inputs, credits, expected
+    cdef readonly list ports
+    cdef uint64_t secret[4]
+    cdef readonly uint64_t skew_ns
+    cdef TapCounters c
+    cdef uint64_t named_ts[MAX_PORTS]       # youngest arrival that an epoch named, per port
+    cdef uint64_t cursor[MAX_PORTS]         # entry number where the head of each port's queue may be
+    cdef readonly bint buffering            # unmatched frames are kept as inputs
+    cdef readonly bint exact                # counts tap_missed as such (false while syncing)
+    cdef readonly uint64_t gap_until        # ns; before it the tap is inexact
+    cdef uint64_t rt_old, rt_new, rt_at     # rule 7: two-stage release watermark
+    cdef uint64_t _drops
+    cdef Burst _scratch
+
+    cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil
+    cdef bint _classify(self, uint64_t key, uint8_t port, uint64_t ts, const uint8_t* data, uint32_t n) noexcept nogil
+    cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil
+    cdef bint expect(self, uint64_t seq, uint8_t port, const uint8_t* data, uint32_t n, uint64_t now) noexcept nogil
+    cdef int take(self, Burst b, int max_frames) noexcept nogil

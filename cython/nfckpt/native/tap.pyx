@@ -1,0 +1,292 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Tap: what the standby sees of the segment, and which of it the app still owes an answer (DESIGN 4a).
+
+Picture     frame on a port ──┬─ a credit's?           the active already answered for it       (rule 3, 4)
+                              ├─ an expected output?   the active's own frame, seen leaving     (rule 4)
+                              └─ else an input         buffered until an epoch names it         (rule 4)
+
+            epoch ── names ───┬─ at the head of its port's queue, or found by key: taken out    (rule 2)
+                   │          └─ not seen yet: becomes a credit                                 (rule 3)
+                   └ outputs ── expected, with their bytes, until they are seen leaving         (rule 7)
+
+Keys are multisets everywhere (rule 1): two identical ARP requests are two entries.
+After a promotion `inputs` is what must be replayed, `expected` what must be re-emitted, and the filter goes on:
+a late frame of the old active is `doubled`, never an input.
+
+Times are CLOCK_MONOTONIC ns of this node: `ts` of a frame is when its kernel saw it.
+Promises    T1 a frame is consumed by exactly one of credit, expected, input.
+            T2 nothing is evicted: a full queue is `overflow` and makes the tap inexact until `gap_until`.
+            T3 trimming follows names of committed epochs only (I6).
+"""
+from nfckpt.errors import StateError
+
+from libc.string cimport memcpy
+from nfckpt.native.arena cimport CHECK
+from nfckpt.native.digest cimport nf_frame_key
+from nfckpt.native.keyed_fifo cimport Entry, NO_ENTRY
+
+cdef enum:
+    REEMITTED = 1
+
+
+@cython.final
+cdef class Tap:
+    """Over `ports` (list of Port). `secret`: 32 bytes shared by the pair; `skew_ns`: the most by which two taps of one
+    segment may differ in time. Raises StateError for more than 16 ports."""
+
+    def __cinit__(self, list ports, bytes secret, uint64_t skew_ns, uint32_t frames_max=65536,
+                  uint64_t bytes_max=64 << 20, uint32_t expected_max=65536, uint64_t expected_bytes_max=32 << 20):
+        if len(ports) > MAX_PORTS:
+            raise StateError(f"{len(ports)} ports: at most {MAX_PORTS}")
+        if len(secret) != 32:
+            raise StateError("the tap's secret must be 32 bytes")
+        memcpy(self.secret, <const uint8_t*>secret, 32)
+        self.ports = ports
+        self.skew_ns = skew_ns
+        self.inputs = KeyedFifo(frames_max, bytes_max)
+        self.credits = KeyedFifo(frames_max)
+        self.expected = KeyedFifo(expected_max, expected_bytes_max)
+        self._scratch = Burst()
+        self.reset()
+
+    def reset(self):
+        """Forget everything and discard unmatched frames until `open()`."""
+        cdef int p
+        self.inputs.reset()
+        self.credits.reset()
+        self.expected.reset()
+        for p in range(MAX_PORTS):
+            self.named_ts[p] = 0
+            self.cursor[p] = 0
+        self.buffering = False
+        self.exact = False
+        self.rt_old = self.rt_new = self.rt_at = 0
+        self.gap_until = 0
+
+    def covers(self, uint64_t since):
+        """Rule 9: True when on every port the active is known to have answered for all that came before `since`."""
+        cdef int p
+        for p in range(len(self.ports)):
+            if self.named_ts[p] < since:
+                return False
+        return True
+
+    def open(self):
+        """From now on unmatched frames are inputs (rule 9: while syncing, every epoch names them)."""
+        self.buffering = True
+
+    def whole(self):
+        """The standby is whole: from now on a name that is never seen counts as tap_missed."""
+        self.exact = True
+
+    # ── the segment ──────────────────────────────────────────────────────────────────────────────
+
+    cdef bint _classify(self, uint64_t key, uint8_t port, uint64_t ts, const uint8_t* data, uint32_t n) noexcept nogil:
+        """True when the frame was kept as an input."""
+        cdef uint32_t i = self.credits.find(key)
+        if i != NO_ENTRY:
+            self.credits.remove(i)
+            self.c.credited += 1
+            self._named_at(port, ts)
+            return False
+        i = self.expected.find(key)
+        if i != NO_ENTRY:
+            if self.expected.entries[i].mark == REEMITTED:
+                self.c.doubled += 1
+            else:
+                self.c.observed += 1
+            self.expected.remove(i)
+            return False
+        if not self.buffering:
+            return False
+        if self.inputs.push(key, ts, 0, port, data, n) == NO_ENTRY:
+            self.c.overflow += 1
+            self.gap_until = ts + 4 * self.skew_ns
+            return False
+        return True
+
+    cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil:
+        if ts > self.named_ts[port]:
+            self.named_ts[port] = ts
+
+    def poll(self, int max_frames=256):
+        """Read the ports once. Returns frames read. Raises PortError when a port is gone."""
+        cdef Burst b = self._scratch
+        cdef Port port
+        cdef int i, total = 0
+        cdef uint8_t index = 0
+        for port in self.ports:
+            b.clear()
+            total += port.rx_burst(b, max_frames, index)
+            for i in range(b.n):
+                self._classify(nf_frame_key(self.secret, index, b.data(i), b.length[i]), index, b.ts[i],
+                               b.data(i), b.length[i])
+            index += 1
+        self.c.seen += total
+        return total
+
+    def note_drops(self, uint64_t now):
+        """Read the ports' drop counters; new drops make the tap inexact until credits have aged (rule 6)."""
+        cdef uint64_t drops = 0
+        cdef Port port
+        for port in self.ports:
+            port.refresh_counters()
+            drops += port.c.rx_ring_drops
+        if drops != self._drops and self.buffering:
+            self.gap_until = now + 4 * self.skew_ns
+        self._drops = drops
+
+    # ── epochs ───────────────────────────────────────────────────────────────────────────────────
+
+    def room_for(self, uint32_t names, uint32_t outputs, uint64_t output_bytes):
+        """Whether an epoch with so much can be registered whole; if not it must wait (never half)."""
+        return (self.credits.room(names, 0)
+                and self.expected.room(outputs, output_bytes + 16384))
+
+    cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil:
+        """An epoch answers for one frame."""
+        cdef uint32_t i
+        cdef uint64_t number = self.cursor[port]
+        cdef Entry* e
+        # head of the port's queue first: that is where it is in all but 0.5 % of cases (rule 2)
+        if number < self.inputs.head:
+            number = self.inputs.head
+        while number < self.inputs.tail:
+            e = &self.inputs.entries[<uint32_t>number & self.inputs.mask]
+            if e.live and e.port == port:
+                break
+            number += 1
+        self.cursor[port] = number
+        if number < self.inputs.tail and e.key == key:
+            i = <uint32_t>number & self.inputs.mask
+        else:
+            i = self.inputs.find(key)
+        if i != NO_ENTRY:
+            self.c.matched += 1
+            self._named_at(port, self.inputs.entries[i].ts)
+            self.inputs.remove(i)
+        elif self.credits.push(key, now, 0, port, NULL, 0) == NO_ENTRY:
+            CHECK(False)        # room_for() was asked first
+
+    cdef bint expect(self, uint64_t seq, uint8_t port, const uint8_t* data, uint32_t n, uint64_t now) noexcept nogil:
+        return self.expected.push(nf_frame_key(self.secret, port, data, n), now, seq, port, data, n) != NO_ENTRY
+
+    def emptied(self, uint32_t ports, uint64_t since):
+        """The active found these ports (bit mask) empty at some time after `since` (our clock): whatever arrived
+        before that and is not named was never in its ring. The same word as a named frame of that time (rules 5, 9)."""
+        cdef int p
+        for p in range(len(self.ports)):
+            if ports >> p & 1:
+                self._named_at(<uint8_t>p, since)
+
+    def age(self, uint64_t now, uint64_t released_through):
+        """Rules 5, 6 and 7: what is older than the skew is settled. Call after each epoch and when idle."""
+        cdef uint32_t i
+        cdef uint64_t number
+        cdef Entry* e
+        # 5: older than a named frame of the same port, and not named: the active never had it
+        number = self.inputs.head
+        while number < self.inputs.tail:
+            e = &self.inputs.entries[<uint32_t>number & self.inputs.mask]
+            if e.live:
+                if e.ts + self.skew_ns >= self.named_ts[e.port]:
+                    break
+                self.inputs.remove(<uint32_t>number & self.inputs.mask)
+                self.c.active_missed += 1
+            number += 1
+        # 6: named long ago, never seen
+        while True:
+            i = self.credits.oldest()
+            if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:
+                break
+            self.credits.remove(i)
+            if self.exact:
+                self.c.tap_missed += 1
+        # 7: released for longer than the skew: it left, whether we saw it or not
+        if released_through > self.rt_new:
+            self.rt_new = released_through
+        if now > self.rt_at + self.skew_ns:
+            while True:
+                i = self.expected.oldest()
+                if i == NO_ENTRY or self.expected.entries[i].seq >= self.rt_old:
+                    break
+                if self.expected.entries[i].mark != REEMITTED:
+                    self.c.unobserved += 1
+                self.expected.remove(i)
+            self.rt_old = self.rt_new
+            self.rt_at = now
+
+    # ── takeover ─────────────────────────────────────────────────────────────────────────────────
+
+    def unseen_outputs(self):
+        """list of (seq, port, bytes): committed outputs not seen leaving, in order. Marks them as re-emitted."""
+        cdef list out = []
+        cdef Entry* e
+        cdef uint64_t number = self.expected.head
+        while number < self.expected.tail:
+            e = &self.expected.entries[<uint32_t>number & self.expected.mask]
+            if e.live and e.mark != REEMITTED:
+                e.mark = REEMITTED
+                out.append((e.seq, e.port, (<const uint8_t*>self.expected.buf + e.off)[:e.length]))
+            number += 1
+        return out
+
+    cdef int take(self, Burst b, int max_frames) noexcept nogil:
+        """Replay: move up to max_frames of the oldest inputs into b. Returns how many."""
+        cdef uint32_t i
+        cdef Entry* e
+        cdef uint8_t* p
+        cdef int n = 0
+        while n < max_frames:
+            i = self.inputs.oldest()
+            if i == NO_ENTRY:
+                break
+            e = &self.inputs.entries[i]
+            p = b.append(e.length, e.port, e.ts)
+            if p == NULL:
+                break
+            memcpy(p, self.inputs.buf + e.off, e.length)
+            b.key[b.n - 1] = e.key
+            self.inputs.remove(i)
+            n += 1
+        self.c.replayed += n
+        return n
+
+    @property
+    def waiting_inputs(self):
+        """Frames that would be replayed if the active died now."""
+        return int(self.inputs.live)
+
+    @property
+    def waiting_outputs(self):
+        """Committed outputs not yet seen leaving."""
+        return int(self.expected.live)
+
+    @property
+    def waiting_credits(self):
+        return int(self.credits.live)
+
+    def is_exact(self, uint64_t now):
+        """False while a gap of the tap may still hide a frame (state tap_gap)."""
+        return now >= self.gap_until
+
+    def counters(self):
+        """dict of TapCounters."""
+        return dict(self.c)
+
+    # For tests and the simulator: the same kernels, one frame at a time.
+    def offer(self, bytes frame, int port, uint64_t ts):
+        """As if `frame` had been read from `port` at `ts`. True when it was kept as an input."""
+        self.c.seen += 1
+        return self._classify(nf_frame_key(self.secret, port, <const uint8_t*>frame, len(frame)), port, ts,
+                              <const uint8_t*>frame, len(frame))
+
+    def name_frame(self, bytes frame, int port, uint64_t now):
+        self.name(nf_frame_key(self.secret, port, <const uint8_t*>frame, len(frame)), port, now)
+
+    def expect_frame(self, uint64_t seq, int port, bytes frame, uint64_t now):
+        return bool(self.expect(seq, port, <const uint8_t*>frame, len(frame), now))
+
+    def replay(self, Burst burst not None, int max_frames=32):
+        """Python side of `take`."""
+        return self.take(burst, max_frames)
