@@ -1,8 +1,9 @@
 from collections.abc import Iterable
 
 from nfckpt.native.burst import Burst
-from nfckpt.nf import Context
 from nfckpt.state.state import State
+
+from nfckpt.nf import Context
 
 class NativeFunction:
     @property
