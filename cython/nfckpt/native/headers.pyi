@@ -1,0 +1,3 @@
+from nfckpt.native.burst import Burst
+
+def parse_burst(burst: Burst, first: int = 0) -> None: ...
