@@ -8,7 +8,7 @@ cdef struct PortCounters:
     uint64_t rx_ring_drops      # frames the kernel (or a full ring) dropped before we could read them
     uint64_t rx_oversize        # longer than FRAME_MAX or snapped: not handed out
     uint64_t rx_bad_checksum    # partial checksum seen: offloads are on somewhere
-    uint64_t tx_frames
+    uint64_t tx_frames          # frames the device took
     uint64_t tx_bytes
     uint64_t tx_full            # calls refused because the ring was full: the caller tries again
     uint64_t tx_errors          # frames the device refused for good
@@ -16,8 +16,13 @@ cdef struct PortCounters:
 cdef class Port:
     cdef readonly str name
     cdef PortCounters c
-    cdef bint gone              # the device vanished: rx returns -1 for ever
+    cdef readonly bint gone     # the device vanished: once drained, rx returns -1 for ever
 
     cdef int rx(self, Burst b, int max_frames, uint8_t index) noexcept nogil
     cdef int tx(self, const uint8_t* data, uint32_t n) noexcept nogil
     cdef int flush(self) noexcept nogil
+
+cdef class PyPort(Port):        # bridge to ports written in Python: see nfckpt/ports/port.py PythonPort
+    cdef readonly object error  # the exception that made it gone, or None
+    cdef object _left           # frames py_rx gave beyond what the burst had room for
+    cdef void _fail(self, object error)
