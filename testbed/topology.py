@@ -26,10 +26,11 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from nfckpt.errors import ConfigError
+from nfckpt.errors import ConfigError, MachineError
 from nfckpt.testbed import netns, procs
 
 __all__ = [
@@ -102,7 +103,8 @@ class Testbed:
         there = set(netns.listing())
         for role in "hub_lan", "hub_wan", "a":
             if self.ns(role) in there:
-                netns.run_in(self.ns(role), _delete_devices)
+                with suppress(MachineError):    # a name without a namespace, from an `up` that was killed
+                    netns.run_in(self.ns(role), _delete_devices)
         for name in _names(self.prefix):
             netns.remove(name)
 
@@ -180,7 +182,7 @@ def _mac(role: str, device: str) -> str:
 
 
 def _route() -> Any:
-    from pyroute2 import IPRoute      # 0.16 s: not paid by commands that build nothing
+    from pyroute2 import IPRoute  # 0.16 s: not paid by commands that build nothing
     return IPRoute()
 
 
