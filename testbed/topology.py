@@ -1,0 +1,251 @@
+"""Topology: client and server with two nodes between them, each hub, host and node in a namespace of its own.
+
+                      hub_lan            node a            hub_wan
+    client eth0 ──── [client]           ┌───────┐          [server] ──── eth0 server
+    10.0.0.2/24      [ a ]───────── lan │ 10.99 │ wan ───────[ a ]       198.51.100.2/24
+    gw 10.0.0.1      [ b ]──────┐       │  .0.1 │       ┌────[ b ]
+                                │       └── rep ┘       │
+                                │       ┌── rep ┐       │
+                                └─── lan│ 10.99 │wan ───┘
+                                        │  .0.2 │
+                                        └ node b┘
+
+The hubs are bridges that learn nothing and flood everything: both nodes see every frame, as on a mirror port. The
+nodes' `lan` and `wan` have no address, no ARP, no IPv6, and are promiscuous: their kernels answer nothing, only the
+network function does. The client's other addresses are 10.0.0.3 to .9. The server knows its own subnet only, so
+what reaches it must come from 198.51.100.1, the address of the network function.
+
+Promises    T1 all offloads are off on every device (read back).   T2 nothing but the endpoints sends by itself.
+            T3 `down` deletes the cables first: whoever still holds a port can emit nothing from then on.
+            T4 two testbeds with different prefixes do not meet.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from nfckpt.errors import ConfigError, MachineError
+from nfckpt.testbed import netns, procs
+
+__all__ = [
+    "CLIENT_IPS", "GATEWAY_IP", "LINKS", "NAT_IP", "NODES", "REP_IPS", "ROLES", "SERVER_IP", "Testbed", "clean", "leftovers",
+]
+
+ROLES = ("client", "hub_lan", "a", "b", "hub_wan", "server")
+NODES = ("a", "b")
+CLIENT_IPS = tuple(f"10.0.0.{i}" for i in range(2, 10))
+GATEWAY_IP, NAT_IP, SERVER_IP = "10.0.0.1", "198.51.100.1", "198.51.100.2"
+REP_IPS = {"a": "10.99.0.1", "b": "10.99.0.2"}
+# link -> (namespace, device) that is set down to cut it: the hub's end, so that the node's own port stays up with
+# the carrier gone, as when a cable is pulled. `rep` has no hub: a's end goes down, b sees the carrier go.
+LINKS = {
+    "client": ("hub_lan", "client"), "server": ("hub_wan", "server"),
+    "a.lan": ("hub_lan", "a"), "a.wan": ("hub_wan", "a"), "b.lan": ("hub_lan", "b"), "b.wan": ("hub_wan", "b"),
+    "rep": ("a", "rep"),
+}
+
+
+class Testbed:
+    """One testbed. `with Testbed() as bed:` brings it up and takes it down; `prefix` lets several run at once.
+
+    Runs in a box or, as root, on the host, where it stays until `down` or `clean(prefix)`.
+    """
+
+    __test__ = False    # pytest: not a test class
+
+    def __init__(self, prefix: str = "nf") -> None:
+        _names(prefix)
+        self.prefix = prefix
+
+    def __enter__(self) -> Testbed:
+        self.up()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.down()
+
+    def ns(self, role: str) -> str:
+        """Name of the namespace of `role`, one of ROLES."""
+        if role not in ROLES:
+            raise ConfigError(f"no {role!r} in the testbed", f"one of {', '.join(ROLES)}")
+        return f"{self.prefix}-{role}"
+
+    def is_up(self) -> bool:
+        return set(_names(self.prefix)) <= set(netns.listing())
+
+    def up(self) -> None:
+        """Build it, about 50 ms. Raises MachineError when it, or a part left over, exists; leaves nothing if it fails."""
+        made: list[str] = []
+        try:
+            for name in _names(self.prefix):
+                netns.create(name)
+                made.append(name)
+            self._hub("hub_lan", {"client": "eth0", "a": "lan", "b": "lan"})
+            self._hub("hub_wan", {"server": "eth0", "a": "wan", "b": "wan"})
+            netns.run_in(self.ns("a"), _cable, "rep", self.ns("b"), "rep", mac_a=_mac("a", "rep"), mac_b=_mac("b", "rep"))
+            for node in NODES:
+                netns.run_in(self.ns(node), _set_up_node, REP_IPS[node])
+            netns.run_in(self.ns("client"), _set_up_host, CLIENT_IPS, GATEWAY_IP)
+            netns.run_in(self.ns("server"), _set_up_host, (SERVER_IP,), None)
+        except BaseException:
+            for name in made:
+                netns.remove(name)
+            raise
+
+    def down(self) -> None:
+        """Delete the cables, then the namespaces. Idempotent, and works on a testbed another process brought up."""
+        there = set(netns.listing())
+        for role in "hub_lan", "hub_wan", "a":
+            if self.ns(role) in there:
+                with suppress(MachineError):    # a name without a namespace, from an `up` that was killed
+                    netns.run_in(self.ns(role), _delete_devices)
+        for name in _names(self.prefix):
+            netns.remove(name)
+
+    def cut(self, link: str) -> None:
+        """Set one of LINKS down; what is on it is lost."""
+        self._switch(link, up=False)
+
+    def mend(self, link: str) -> None:
+        """Set it up again."""
+        self._switch(link, up=True)
+
+    def links_down(self, node: str) -> None:
+        """The network side of a machine death: all links of `node` go, within 1 ms, and nothing says goodbye."""
+        for link in _links_of(node):
+            self._switch(link, up=False)
+
+    def links_up(self, node: str) -> None:
+        """Plug the node in again."""
+        for link in _links_of(node):
+            self._switch(link, up=True)
+
+    def _switch(self, link: str, up: bool) -> None:
+        if link not in LINKS:
+            raise ConfigError(f"no link {link!r} in the testbed", f"one of {', '.join(LINKS)}")
+        role, device = LINKS[link]
+        netns.run_in(self.ns(role), netns.set_flags, device, *((netns.UP, 0) if up else (0, netns.UP)))
+
+    def _hub(self, hub: str, plugs: dict[str, str]) -> None:
+        netns.run_in(self.ns(hub), _set_up_hub, {role: (self.ns(role), device, _mac(role, device)) for role, device in plugs.items()})
+
+
+def leftovers(prefix: str = "nf") -> list[str]:
+    """Namespaces of a testbed that exist now: all of them while it is up, some after a crash, none otherwise."""
+    there = set(netns.listing())
+    return [name for name in _names(prefix) if name in there]
+
+
+def clean(prefix: str = "nf") -> list[str]:
+    """Kill every process in the testbed's namespaces, or with a packet socket there, and remove them. Returns what went.
+
+    For after a crash outside a box; inside one, nothing is ever left.
+    """
+    names = leftovers(prefix)
+    victims = {pid for name in names for pid in procs.members(name)} - {os.getpid()}
+    for pid in victims:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    deadline = time.monotonic() + 1.0
+    while any(os.path.exists(f"/proc/{pid}/fd/0") for pid in victims) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    Testbed(prefix).down()
+    return names + [f"pid {pid}" for pid in sorted(victims)]
+
+
+def _names(prefix: str) -> list[str]:
+    if not re.fullmatch(r"[a-z0-9]{1,16}", prefix):
+        raise ConfigError(f"testbed prefix {prefix!r}", "1 to 16 lower-case letters and digits")
+    return [f"{prefix}-{role}" for role in ROLES]
+
+
+def _links_of(node: str) -> list[str]:
+    if node not in NODES:
+        raise ConfigError(f"no node {node!r} in the testbed", "a or b")
+    return [f"{node}.wan", f"{node}.lan", "rep"]
+
+
+def _mac(role: str, device: str) -> str:
+    """Fixed, locally administered: a capture can be read, and two runs compared."""
+    return f"02:00:00:00:{ROLES.index(role):02x}:{('eth0', 'lan', 'wan', 'rep').index(device):02x}"
+
+
+# What follows runs on a helper thread inside the namespace it sets up.
+
+
+def _route() -> Any:
+    from pyroute2 import IPRoute  # 0.16 s: not paid by commands that build nothing
+    return IPRoute()
+
+
+def _index(ip: Any, device: str) -> int:
+    return int(ip.link_lookup(ifname=device)[0])
+
+
+def _cable(device: str, other: str, other_device: str, mac_a: str | None = None, mac_b: str | None = None) -> None:
+    """A veth from here, `device`, to `other_device` in namespace `other`."""
+    fd = os.open(netns.NETNS_DIR / other, os.O_RDONLY | os.O_CLOEXEC)
+    peer = {"ifname": other_device, "net_ns_fd": fd}
+    if mac_b:
+        peer["address"] = mac_b
+    try:
+        with _route() as ip:
+            ip.link("add", ifname=device, kind="veth", peer=peer, **({"address": mac_a} if mac_a else {}))
+    finally:
+        os.close(fd)
+
+
+def _set_up_hub(plugs: dict[str, tuple[str, str, str]]) -> None:
+    with _route() as ip:
+        ip.link("add", ifname="hub", kind="bridge", br_stp_state=0, br_ageing_time=0, br_mcast_snooping=0)
+        for table in "iptables", "ip6tables", "arptables":     # on, they drop frames whose IP header they dislike
+            netns.sysctl(f"net/bridge/bridge-nf-call-{table}", 0)
+        hub = _index(ip, "hub")
+        ip.link("set", index=hub, state="up")
+        for device, (other, other_device, mac) in plugs.items():
+            _cable(device, other, other_device, mac_b=mac)
+            netns.offloads_off(device)
+            port = _index(ip, device)
+            ip.link("set", index=port, master=hub, state="up")
+            ip.brport("set", index=port, learning=0, unicast_flood=1, mcast_flood=1, bcast_flood=1)
+
+
+def _set_up_node(rep_ip: str) -> None:
+    netns.set_flags("lo", netns.UP)
+    netns.sysctl("net/ipv4/ip_forward", 0)      # a new namespace may inherit 1, and would answer with ICMP errors
+    for device in "lan", "wan":
+        netns.offloads_off(device)
+        netns.set_flags(device, netns.UP | netns.NOARP | netns.PROMISC)
+    netns.offloads_off("rep")
+    netns.set_flags("rep", netns.UP)
+    with _route() as ip:
+        ip.addr("add", index=_index(ip, "rep"), address=rep_ip, prefixlen=24)
+
+
+def _set_up_host(addresses: tuple[str, ...], gateway: str | None) -> None:
+    netns.set_flags("lo", netns.UP)
+    netns.offloads_off("eth0")
+    netns.set_flags("eth0", netns.UP)
+    with _route() as ip:
+        for address in addresses:
+            ip.addr("add", index=_index(ip, "eth0"), address=address, prefixlen=24)
+        if gateway:
+            ip.route("add", dst="default", gateway=gateway)
+
+
+def _delete_devices() -> None:
+    with _route() as ip:
+        for link in ip.get_links():
+            if link.get_attr("IFLA_IFNAME") != "lo":
+                try:
+                    ip.link("del", index=link["index"])
+                except OSError:     # went with its other end
+                    continue

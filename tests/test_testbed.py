@@ -1,0 +1,268 @@
+"""Testbed: the box takes everything with it, the hubs are hubs, the workload is clean and its referee can say no."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfckpt.errors import ConfigError, MachineError
+from nfckpt.testbed import box, netns, procs
+from nfckpt.testbed.topology import NODES, ROLES, Testbed, clean, leftovers
+
+pytestmark = pytest.mark.box
+ROOT = Path(__file__).resolve().parent.parent
+IN_BOX = "from nfckpt.testbed import box; import sys; sys.exit(box.run_in_box(sys.argv[1:]))"
+
+
+@pytest.fixture
+def bed() -> Iterator[Testbed]:
+    prefix = f"t{os.getpid()}"
+    clean(prefix)
+    bed = Testbed(prefix)
+    bed.up()
+    yield bed
+    bed.down()
+    assert leftovers(prefix) == []
+
+
+def outer(code: str, **kwargs: object) -> subprocess.Popen[str]:
+    """A process that runs `python -c code` in a box."""
+    return subprocess.Popen([sys.executable, "-c", IN_BOX, "-c", code], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)  # type: ignore[call-overload,no-any-return]
+
+
+def pids_with(mark: str) -> list[int]:
+    """Processes whose command line holds the mark, ours excepted."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                if mark.encode() in Path(f"/proc/{name}/cmdline").read_bytes():
+                    found.append(int(name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found
+
+
+def gone_within(mark: str, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while pids_with(mark):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+# ---- box
+
+
+def test_a_box_works_here() -> None:
+    assert box.available() is None
+    assert not box.inside()
+
+
+@pytest.mark.parametrize(("code", "status"), [
+    ("import sys; sys.exit(7)", 7),
+    ("import os; os.kill(os.getpid(), 9)", 128 + 9),
+    ("from nfckpt.testbed import box; assert box.inside()", 0),
+    ("import os; assert os.listdir('/run') == ['netns'] and os.listdir('/sys/class') and os.getppid() == 1", 0),
+    ("import socket; assert [n for _, n in socket.if_nameindex()] == ['lo']; s = socket.create_server(('127.0.0.1', 0));"
+     "socket.create_connection(s.getsockname())", 0),
+])
+def test_exit_status_and_the_inside(code: str, status: int) -> None:
+    with outer(code) as process:
+        out, err = process.communicate(timeout=20)
+        assert process.returncode == status, (out, err)
+
+
+BUSY = """
+import subprocess, sys, time
+from nfckpt.testbed.topology import Testbed
+Testbed("inner").up()
+subprocess.Popen(["setsid", sys.executable, "-c", "import time; time.sleep(600) # MARK"])
+subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600) # MARK"])
+time.sleep(0.2)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_outer_dies_and_nothing_is_left(how: signal.Signals) -> None:
+    mark = f"mark-{os.getpid()}-{how}"
+    with outer(BUSY.replace("MARK", mark)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.stderr and process.stderr.read()
+        assert len(pids_with(mark)) >= 5    # outer, keeper, pid 1, driver, two children
+        process.send_signal(how)
+        started = time.monotonic()
+        process.wait(10)
+        assert gone_within(mark, 1.0)
+        print(f"{how.name}: gone {1000 * (time.monotonic() - started):.0f} ms after the signal")
+    assert leftovers("inner") == []
+
+
+COUNT = """
+import signal, sys, time
+got = []
+signal.signal(signal.SIGINT, lambda *_: got.append(1))
+print("ready", flush=True)
+deadline = time.monotonic() + 10
+while not got and time.monotonic() < deadline: time.sleep(0.01)
+time.sleep(0.3)
+sys.exit(len(got))
+"""
+
+
+def test_an_interrupt_reaches_the_driver_once() -> None:
+    with outer(COUNT) as process:       # sent to outer alone
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 1
+
+    pid, terminal = os.forkpty()        # typed at a terminal: its whole foreground group gets it
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", IN_BOX, "-c", COUNT])
+    said = b""
+    while b"ready" not in said:
+        said += os.read(terminal, 100)
+    os.write(terminal, b"\x03")
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 1
+
+
+# ---- namespaces
+
+
+def test_errors_say_what_to_do() -> None:
+    with pytest.raises(MachineError, match="is the testbed up"):
+        netns.run_in("never-made", time.monotonic)
+    with pytest.raises(ConfigError, match="prefix"):
+        Testbed("a/b")
+    with pytest.raises(ConfigError, match="client"):
+        Testbed("x").ns("switch")
+
+
+def test_popen_in_survives_a_parent_death_signal(bed: Testbed) -> None:
+    code = "import ctypes, os, time; ctypes.CDLL(None).prctl(1, 9); print(os.readlink('/proc/self/ns/net'), flush=True); time.sleep(600)"
+    child = netns.popen_in(bed.ns("client"), [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        there = os.stat(netns.NETNS_DIR / bed.ns("client")).st_ino
+        assert child.stdout.readline() == f"net:[{there}]\n"
+        time.sleep(0.1)
+        assert child.poll() is None
+        assert procs.members(bed.ns("client")) == sorted({child.pid, os.getpid()})   # ours: the thread that is its parent
+    finally:
+        child.kill()
+        child.wait()
+
+
+# ---- topology
+
+
+def port(bed: Testbed, role: str, device: str) -> socket.socket:
+    def open_port() -> socket.socket:
+        s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
+        s.bind((device, 0x0003))
+        s.settimeout(1.0)
+        return s
+    return netns.run_in(bed.ns(role), open_port)
+
+
+def wait_for(s: socket.socket, frame: bytes) -> bool:
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        try:
+            if s.recv(2048) == frame:
+                return True
+        except TimeoutError:
+            return False
+    return False
+
+
+def test_hubs_show_every_frame_to_all(bed: Testbed) -> None:
+    frame = bytes.fromhex("020000000001" "020000000000" "88b5") + bytes(range(50))     # unicast to nobody in particular
+    with port(bed, "client", "eth0") as client, port(bed, "a", "lan") as a, port(bed, "b", "lan") as b, port(bed, "a", "wan") as far:
+        for _ in range(2):      # twice: a switch would have learned by then
+            client.send(frame)
+            assert wait_for(a, frame) and wait_for(b, frame)
+            a.send(frame)
+            assert wait_for(client, frame) and wait_for(b, frame)
+        far.settimeout(0.05)
+        assert not wait_for(far, frame)     # two hubs, not one
+
+
+def test_segments_are_silent_and_offloads_off(bed: Testbed) -> None:
+    ports = [port(bed, node, device) for node in NODES for device in ("lan", "wan")]
+    time.sleep(0.5)
+    for s in ports:
+        s.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            s.recv(2048)
+        s.close()
+    for role in ROLES:
+        devices = [name for _, name in netns.run_in(bed.ns(role), socket.if_nameindex) if name not in ("lo", "hub")]
+        assert devices
+        for device in devices:
+            assert not any(netns.run_in(bed.ns(role), netns.offloads, device).values()), (role, device)
+
+
+def test_cut_mend_and_machine_death(bed: Testbed) -> None:
+    frame = bytes.fromhex("020000000001" "020000000000" "88b5") + bytes(50)
+    with port(bed, "client", "eth0") as client, port(bed, "a", "lan") as a, port(bed, "b", "lan") as b:
+        started = time.monotonic()
+        bed.links_down("a")
+        took = time.monotonic() - started
+        client.send(frame)
+        assert wait_for(b, frame)
+        a.settimeout(0.05)
+        assert not wait_for(a, frame)
+        bed.links_up("a")
+        bed.cut("b.lan")
+        client.send(frame)
+        assert wait_for(a, frame)
+        b.settimeout(0.05)
+        assert not wait_for(b, frame)
+        bed.mend("b.lan")
+        client.send(frame)
+        assert wait_for(b, frame)
+    assert took < 0.1
+    print(f"all links of a node down in {1000 * took:.1f} ms")
+
+
+def test_two_testbeds_and_leftovers(bed: Testbed) -> None:
+    with pytest.raises(MachineError, match="clean"):
+        Testbed(bed.prefix).up()
+    other = f"{bed.prefix}x"
+    with Testbed(other) as second:
+        assert second.is_up() and bed.is_up()
+        sleeper = netns.popen_in(second.ns("server"), ["sleep", "600"])
+        gone = clean(other)
+        assert sleeper.wait(5) == -signal.SIGKILL
+        assert set(gone) == {*(f"{other}-{role}" for role in ROLES), f"pid {sleeper.pid}"}
+    assert leftovers(other) == [] and bed.is_up()
+
+
+def test_the_owner_of_a_port_is_found(bed: Testbed) -> None:
+    code = "import socket, sys; s = socket.socket(17, 3, 0); s.bind(('wan', 3)); print('ready', flush=True); sys.stdin.read()"
+    with pytest.raises(MachineError, match="0 processes"):
+        procs.owner(bed.ns("a"), "wan")
+    child = netns.popen_in(bed.ns("a"), [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        assert procs.owner(bed.ns("a"), "wan") == child.pid
+        assert procs.owners(bed.ns("a"), "lan") == []
+    finally:
+        child.kill()
+        child.wait()
