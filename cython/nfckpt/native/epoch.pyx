@@ -43,10 +43,9 @@ cdef inline uint64_t pad8(uint64_t n) noexcept nogil:
 cdef uint64_t window_at(uint64_t epoch, uint64_t used) noexcept nogil:
     """The window of this epoch: 256-byte blocks in an order that visits all of them."""
     cdef uint64_t blocks = used // WINDOW
-    return (epoch * 0x9E3779B1) % blocks * WINDOW
+    return (epoch * <uint64_t>2654435761) % blocks * WINDOW
 
 
-@cython.final
 cdef class Names:
     """Keys of the frames that the open epoch consumed, in order; room for `capacity`."""
 
@@ -62,7 +61,6 @@ cdef class Names:
         free(self.port)
 
 
-@cython.final
 cdef class EpochWriter:
     """Builds records into one growing staging buffer. `secret`: 32 bytes shared by the pair."""
 
@@ -190,7 +188,6 @@ cdef bint is_zero(const uint8_t* page) noexcept nogil:
     return page[0] == 0 and memcmp(page, page + 1, PAGE - 1) == 0
 
 
-@cython.final
 cdef class EpochRecord:
     """A record out of `memory` (a writable buffer that no peer can write), checked against the receiver's arena.
 

@@ -24,7 +24,6 @@ cdef enum:
 cdef uint64_t ALL = 0xffffffffffffffff
 
 
-@cython.final
 cdef class Gate:
     """`capacity` frames (rounded up to a power of two) in `buf_bytes` bytes, in front of `ports` (list of Port)."""
 

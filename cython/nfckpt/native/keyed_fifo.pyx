@@ -19,7 +19,6 @@ cdef inline uint32_t _bucket(uint64_t key, uint32_t mask) noexcept nogil:
     return <uint32_t>(key ^ (key >> 29)) & mask
 
 
-@cython.final
 cdef class KeyedFifo:
     """`capacity` entries (rounded up to a power of two), `buf_bytes` bytes for frames (0: keys only)."""
 

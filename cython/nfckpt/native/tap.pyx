@@ -29,7 +29,6 @@ cdef enum:
     REEMITTED = 1
 
 
-@cython.final
 cdef class Tap:
     """Over `ports` (list of Port). `secret`: 32 bytes shared by the pair; `skew_ns`: the most by which two taps of one
     segment may differ in time. Raises StateError for more than 16 ports."""
