@@ -54,6 +54,7 @@ cdef class EpochWriter:
     cdef readonly uint64_t capacity, used
     cdef uint64_t secret[4]
     cdef readonly uint32_t next_page        # sync: pages below have been sent
+    cdef readonly bint sync_done
     cdef void _need(self, uint64_t nbytes) except *
 
 @cython.final

@@ -87,6 +87,7 @@ cdef class EpochWriter:
     def restart_sync(self):
         """The next records carry the arena's pages from the first on."""
         self.next_page = 0
+        self.sync_done = False
 
     def build(self, Arena arena not None, Gate gate not None, Names names not None, uint64_t session, uint64_t term,
               uint64_t epoch, uint64_t now_ns, uint64_t echo_ns, uint32_t ports_empty,
@@ -165,6 +166,7 @@ cdef class EpochWriter:
                 i += 1
             if self.next_page == used_pages:
                 h.flags |= SYNC_LAST
+                self.sync_done = True
             if pad8(n_pages * 4) != pad8(<uint64_t>pages_max * 4):
                 memmove(self.buf + p + pad8(n_pages * 4), self.buf + p + pad8(<uint64_t>pages_max * 4),
                         <uint64_t>n_pages * PAGE)

@@ -125,6 +125,10 @@ cdef class Gate:
         """Hold again: what is held from now on waits for commit(its epoch); `epoch` is the last committed one."""
         self.committed = epoch
 
+    def captured_all(self):
+        """What is held now is nobody's epoch: it was let go by permission before protection began."""
+        self.captured = self.tail
+
     @property
     def is_open(self):
         return self.committed == ALL

@@ -1,0 +1,97 @@
+"""Takeover, sans-I/O: from the loss of the active to the first frame of the next term, one step after the other.
+
+Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            each step's µs go into the receipt
+
+            CLAIM    on suspicion the witness is asked for the next term; on proof (profile host) the standing grant serves.
+            FENCE    host: the old packet process is killed by pidfd and its death awaited.
+                     hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
+            SETTLE   keep reading the segment and the channel until no committed output is unaccounted for, or the skew is over.
+            LIVE     apply what is registered, re-emit, restart the app, replay (the shell does it, on Promote).
+
+A denied claim ends the process: somebody else has the term.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from nfckpt.config import Bounds
+from nfckpt.failover.witness import Answer, Question
+from nfckpt.replica.effects import Ask, Effect, KillPeer, Promote, Stop
+from nfckpt.replica.standby import Standby
+
+__all__ = ["Takeover", "Step"]
+
+MS = 1_000_000
+
+
+class Step(Enum):
+    CLAIM = "claim"
+    FENCE = "fence"
+    SETTLE = "settle"
+    LIVE = "live"
+
+
+class Takeover:
+    """`proof`: the kernel says that the active is dead. `kills`: profile host. `leases`: profile hosts.
+    `handover`: the active gave the term away and emits no more."""
+
+    def __init__(self, standby: Standby, bounds: Bounds, *, node: str, now: int, lost_ns: int, reason: str, proof: bool,
+                 kills: bool, leases: bool, handover: bool = False) -> None:
+        self.standby, self.bounds, self.node = standby, bounds, node
+        self.term = standby.term + 1
+        self.reason, self.proof, self.kills, self.leases, self.handover = reason, proof, kills, leases, handover
+        self.peer_dead = proof
+        self.started_ns, self.lost_ns = now, lost_ns
+        self.step = Step.CLAIM
+        self.marks: dict[str, int] = {}
+        self._asked_ns = 0
+        self._killed = False
+        self._fenced_ns = 0
+
+    def _next(self, now: int, step: Step) -> None:
+        self.marks[self.step.value] = now
+        self.step = step
+
+    def on_witness(self, now: int, answer: Answer) -> list[Effect]:
+        """The witness answered our claim (or our report of a takeover on proof)."""
+        if answer.verb in ("claim", "took") and answer.said != "ok":
+            return [Stop(3, f"the claim of term {self.term} was denied: {answer.holder or 'nobody'} holds term {answer.term}")]
+        if answer.verb == "claim" and self.step is Step.CLAIM:
+            self._next(now, Step.FENCE)
+        return []
+
+    def on_peer_dead(self) -> None:
+        self.peer_dead = True
+
+    def advance(self, now: int) -> list[Effect]:
+        """Call often. Returns what to do; ends with Promote."""
+        effects: list[Effect] = []
+        if self.step is Step.CLAIM:
+            if self.proof and self.kills or self.handover:
+                effects.append(Ask(Question("took", self.node, self.term)))
+                self._next(now, Step.FENCE)
+            elif now - self._asked_ns > self.bounds.claim_ms_max * MS or not self._asked_ns:
+                self._asked_ns = now
+                effects.append(Ask(Question("claim", self.node, self.term)))
+        if self.step is Step.FENCE:
+            if self.handover:
+                self._fenced(now)
+            elif self.kills:
+                if not self._killed:
+                    self._killed = True
+                    effects.append(KillPeer())
+                if self.peer_dead:
+                    self._fenced(now)
+            elif not self.leases or now >= self.standby.acked_ns + (self.bounds.lease_ms + self.bounds.lease_margin_ms) * MS:
+                self._fenced(now)
+        if self.step is Step.SETTLE:
+            settled = now - self._fenced_ns >= self.bounds.tap_skew_ms_max * MS
+            if settled or not self.standby.tap.waiting_outputs:
+                self._next(now, Step.LIVE)
+                effects.append(Promote(self.term))
+        return effects
+
+    def _fenced(self, now: int) -> None:
+        self._fenced_ns = now
+        self._next(now, Step.SETTLE)

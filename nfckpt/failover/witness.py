@@ -1,0 +1,103 @@
+"""Witness: hands out terms, one at a time, to one node each. Sans-I/O; a named detached Ray actor or a local runner carries it.
+
+Rules       W1 A term is granted to one node, once, and terms only grow.
+            W2 Only the node recorded as `standby` of the current term may claim the next one. It is recorded when the
+               active says that it is whole, and struck out when the active is allowed to go solo: whichever comes first wins.
+            W3 A pair without holder is led by the first node that registers; it starts blank.
+            W4 A holder that is gone and has a standby is not replaced by a blank node: the standby claims.
+
+Picture     register(a) → lead(1)      register(b) → follow(a)      protected(1, a, b) → ok: b may claim 2
+            solo(1, a) → ok: b struck out          or          claim(2, b) → ok: a's solo(1) is denied from now on
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Answer", "Question", "Witness", "WitnessView"]
+
+
+class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What a node (or its keeper) asks. `verb`: register, protected, solo, claim, took, handover, gone, view."""
+
+    verb: str
+    node: str
+    term: int = 0
+    other: str = ""             # protected: the standby
+
+
+class Answer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """`said`: lead, follow, ok, denied."""
+
+    verb: str
+    said: str
+    term: int
+    holder: str = ""
+
+
+class WitnessView(msgspec.Struct, frozen=True):
+    term: int
+    holder: str
+    standby: str
+
+
+class Witness:
+    """State of one pair's terms. `ask(question)` answers it; every rule is in this one function's branches."""
+
+    def __init__(self) -> None:
+        self.term = 0
+        self.holder = ""
+        self.standby = ""
+
+    def view(self) -> WitnessView:
+        return WitnessView(self.term, self.holder, self.standby)
+
+    def ask(self, q: Question) -> Answer:
+        """Answer one question. Unknown verbs are denied."""
+        said = getattr(self, f"_{q.verb}", self._unknown)(q)
+        return Answer(q.verb, said, self.term, self.holder)
+
+    def _unknown(self, q: Question) -> str:
+        return "denied"
+
+    def _register(self, q: Question) -> str:
+        self._gone(q)                           # a process that registers is blank: what it was is lost
+        if self.holder or self.standby:
+            return "follow"
+        self.term += 1
+        self.holder = q.node
+        return "lead"
+
+    def _protected(self, q: Question) -> str:
+        if (q.term, q.node) != (self.term, self.holder) or not q.other or q.other == q.node:
+            return "denied"
+        self.standby = q.other
+        return "ok"
+
+    def _solo(self, q: Question) -> str:
+        if (q.term, q.node) != (self.term, self.holder):
+            return "denied"
+        self.standby = ""
+        return "ok"
+
+    def _claim(self, q: Question) -> str:
+        if q.node == self.holder and q.term == self.term:
+            return "ok"                         # asked again: the answer was lost
+        if q.node != self.standby or q.term != self.term + 1:
+            return "denied"
+        self.term, self.holder, self.standby = q.term, q.node, ""
+        return "ok"
+
+    # A takeover on proof, with the standing grant, or a handover: reported, and judged like a claim.
+    _took = _claim
+
+    def _gone(self, q: Question) -> str:
+        """The node's keeper saw its process end."""
+        if q.node == self.standby:
+            self.standby = ""
+        if q.node == self.holder:
+            self.holder = ""
+        return "ok"
+
+    def _view(self, q: Question) -> str:
+        return "ok"

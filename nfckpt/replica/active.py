@@ -1,0 +1,290 @@
+"""The emitting side, sans-I/O: holds, ships, releases; gains and loses its standby.
+
+Rules       SOLO        emits at once, by permission of the witness (or as the first node of a pair).
+            PROTECTING  a follower was let in: outputs are held and committed like later, pages ride on epochs.
+                        If the follower is lost now nothing was promised: back to SOLO.
+            ACTIVE      the witness recorded the follower's standing grant: protected.
+            HOLDING     the standby is suspected or dead; outputs stay held until the grant is void.
+            FENCED      the witness gave the next term to the other node: this process never emits again.
+
+Picture     SOLO ─hello─► PROTECTING ─whole, recorded─► ACTIVE ─lost─► HOLDING ─void─► SOLO
+                              └────────lost───────────► SOLO            └─denied─► FENCED
+
+Who calls   node.py: `poll` at every poll boundary, `on_*` for what arrived; both return effects, in order.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from nfckpt.checkpoint.engine import Engine
+from nfckpt.clock import PairClock
+from nfckpt.config import Bounds
+from nfckpt.errors import PeerError
+from nfckpt.failover.witness import Answer, Question
+from nfckpt.replica.effects import Ask, DropPeer, Effect, Event, KillPeer, LeasePermanent, LeaseUntil, Send, Stop
+from nfckpt.wire import kinds
+from nfckpt.wire.messages import (
+    PROTOCOL, Ack, Handover, Hello, Protected, Refuse, TapOpen, Welcome, Whole, decode_ack, decode_control,
+    encode_ack, encode_control,
+)
+
+if TYPE_CHECKING:
+    from nfckpt.native.agent import Agent
+    from nfckpt.native.epoch import EpochWriter
+
+__all__ = ["TRANSITIONS", "Active", "ActiveState"]
+
+
+class ActiveState(Enum):
+    SOLO = "solo"
+    PROTECTING = "protecting"
+    ACTIVE = "active"
+    HOLDING = "holding"
+    FENCED = "fenced"
+
+
+S = ActiveState
+TRANSITIONS: dict[tuple[ActiveState, str], ActiveState] = {
+    (S.SOLO, "hello"): S.PROTECTING,
+    (S.PROTECTING, "recorded"): S.ACTIVE,
+    (S.PROTECTING, "lost"): S.SOLO,
+    (S.PROTECTING, "lost_while_recording"): S.HOLDING,
+    (S.ACTIVE, "lost"): S.HOLDING,
+    (S.ACTIVE, "handed_over"): S.FENCED,
+    (S.HOLDING, "void"): S.SOLO,
+    (S.HOLDING, "denied"): S.FENCED,
+}
+
+MS = 1_000_000
+
+
+class Active:
+    """`node`, `peer`: ids; `leases`: emission is bounded by a kernel lease (profile hosts)."""
+
+    def __init__(self, *, pair: str, node: str, peer: str, layout: bytes, bounds: Bounds, term: int, agent: Agent,
+                 engine: Engine, writer: EpochWriter, clock: PairClock, leases: bool, kills: bool) -> None:
+        self.pair, self.node, self.peer, self.layout = pair, node, peer, layout
+        self.bounds, self.term, self.leases, self.kills = bounds, term, leases, kills
+        self.agent, self.engine, self.writer, self.clock = agent, engine, writer, clock
+        self.state = S.SOLO
+        self.session = 0
+        self.syncing = False            # pages still ride on epochs
+        self.tap_open = False
+        self.recording = False          # the witness was asked to record the standby
+        self.peer_dead = False          # proven by the kernel
+        self.heard_ns = 0               # own clock, last message of the follower
+        self.peer_stamp = 0             # the follower's clock in its last message
+        self.echo_ns = 0                # what it was before the last capture
+        self.peer_inputs = 0
+        self.peer_gap = False
+        self.beat_ns = 0
+        self.asked_ns = 0
+        self.acked_sent_ns = 0          # own clock, when the youngest acknowledged message was sent
+        self.handing_over = False
+        self.lost_ns = 0
+        self.commits = 0
+        self.hold_ns_sum = 0
+        agent.gate.open()
+
+    def _move(self, event: str) -> None:
+        self.state = TRANSITIONS[self.state, event]
+
+    @property
+    def protected(self) -> bool:
+        return self.state is S.ACTIVE
+
+    # ── the follower ─────────────────────────────────────────────────────────────────────────────
+
+    def on_hello(self, now: int, payload: memoryview) -> list[Effect]:
+        """First message on a fresh channel. Called at a poll boundary with no frame in the app."""
+        hello = decode_control(payload)
+        if not isinstance(hello, Hello):
+            raise PeerError(f"a follower began with {type(hello).__name__}")
+        why = ""
+        if hello.pair != self.pair:
+            why = f"this is pair {self.pair!r}, not {hello.pair!r}"
+        elif hello.protocol != PROTOCOL:
+            why = f"protocol {hello.protocol}, ours is {PROTOCOL}: run the same nfckpt on both nodes"
+        elif hello.layout != self.layout:
+            why = "the state's layout differs: run the same app with the same parameters on both nodes"
+        elif hello.node != self.peer:
+            why = f"node {hello.node!r} is not the peer of {self.node!r}"
+        elif self.state is not S.SOLO:
+            why = f"the active is {self.state.value} and follows up its present standby first"
+        if why:
+            return [Send(kinds.CONTROL, encode_control(Refuse(why))), DropPeer(f"refused: {why}"),
+                    Event("follower_refused", {"reason": why})]
+        self._move("hello")
+        gate = self.agent.gate
+        gate.release()
+        # what was let go by permission belongs to an epoch that counts as committed; the next one is held
+        self.engine.skip()
+        self.agent.epoch = self.engine.epoch
+        gate.shut(self.engine.committed)
+        gate.captured_all()
+        self.agent.recording = True
+        self.agent.forget_names()
+        self.agent.arena.forget_writes()
+        self.writer.restart_sync()
+        self.session = max(self.session, self.term << 32) + 1
+        self.syncing = True
+        self.tap_open = self.recording = self.peer_dead = False
+        self.heard_ns = now
+        self.peer_stamp = self.echo_ns = 0
+        welcome = Welcome(self.session, self.term, self.engine.epoch, self.bounds.lease_ms if self.leases else 0)
+        return [Send(kinds.CONTROL, encode_control(welcome)), Event("protecting", {"peer": hello.node})]
+
+    def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
+        """Raises PeerError for anything that does not belong here."""
+        self.heard_ns = now
+        if kind in (kinds.ACK, kinds.BEAT_ACK):
+            return self._on_ack(now, kind, decode_ack(payload))
+        if kind != kinds.CONTROL:
+            raise PeerError(f"message of kind {kind} from a follower")
+        message = decode_control(payload)
+        if getattr(message, "session", None) != self.session:
+            raise PeerError(f"{type(message).__name__} of another session")
+        if isinstance(message, TapOpen):
+            self.tap_open = True
+            self.writer.restart_sync()
+            return []
+        if isinstance(message, Whole) and self.state is S.PROTECTING and not self.syncing:
+            self.recording = True
+            self.asked_ns = now
+            return [*self._lease(), Ask(Question("protected", self.node, self.term, self.peer))]
+        raise PeerError(f"{type(message).__name__} while {self.state.value}")
+
+    def _on_ack(self, now: int, kind: int, ack: Ack) -> list[Effect]:
+        if ack.session != self.session:
+            raise PeerError("ack of another session")
+        self.peer_stamp = ack.stamp_ns
+        self.peer_inputs, self.peer_gap = ack.count, bool(ack.flags & 1)
+        sent_ns = ack.echo_ns if kind == kinds.BEAT_ACK else 0
+        if kind == kinds.ACK:
+            done = self.engine.acked(ack.epoch)
+            if done is not None:
+                self.agent.gate.commit(ack.epoch)
+                self.commits += 1
+                self.hold_ns_sum += now - done.captured_ns
+                sent_ns = done.captured_ns
+        self.acked_sent_ns = max(self.acked_sent_ns, sent_ns)
+        return self._lease() if self.recording else []
+
+    def _lease(self) -> list[Effect]:
+        """The follower promised not to emit before its ack + lease + margin; what it acked was sent earlier still."""
+        return [LeaseUntil(self.acked_sent_ns + self.bounds.lease_ms * MS)] if self.leases else []
+
+    def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
+        """The channel ended or broke the protocol, the kernel says that the process is dead (`proof`), or silence."""
+        if proof:
+            self.peer_dead = True
+        if self.state in (S.SOLO, S.FENCED):
+            return []
+        effects: list[Effect] = [DropPeer(reason)]
+        if self.state is S.PROTECTING and not self.recording:
+            self.engine.channel_lost()
+            self._move("lost")
+            return [*effects, *self._solo(now, f"follower lost while syncing: {reason}")]
+        if self.state is not S.HOLDING:
+            self.engine.channel_lost()
+            self._move("lost" if self.state is S.ACTIVE else "lost_while_recording")
+            self.lost_ns = now
+            effects.append(Event("standby_lost", {"reason": reason, "proof": proof}))
+        self.asked_ns = now
+        effects.append(Ask(Question("solo", self.node, self.term)))
+        if self.peer_dead:
+            # the only one who could use the standing grant is dead: nothing to wait for (DESIGN 6)
+            self._move("void")
+            effects += self._solo(now, reason)
+        return effects
+
+    def on_witness(self, now: int, answer: Answer) -> list[Effect]:
+        """The witness answered one of our questions."""
+        if answer.verb == "protected" and self.state is S.PROTECTING:
+            if answer.said != "ok":
+                return [Stop(3, f"fenced: the witness is at term {answer.term}, ours is {self.term}")]
+            self._move("recorded")
+            return [Send(kinds.CONTROL, encode_control(Protected(self.session, self.term))),
+                    Event("protected", {"peer": self.peer, "term": self.term})]
+        if answer.verb == "solo" and self.state is S.HOLDING:
+            if answer.said != "ok":
+                self._move("denied")
+                return [Stop(3, f"fenced: {answer.holder or 'the peer'} holds term {answer.term}")]
+            if self.kills and not self.peer_dead:
+                return [KillPeer()]             # on_peer_lost(proof) follows
+            self._move("void")
+            return self._solo(now, "grant void")
+        if answer.verb == "solo" and answer.said != "ok" and self.state is S.SOLO:
+            return [Stop(3, f"fenced: {answer.holder or 'the peer'} holds term {answer.term}")]
+        return []
+
+    def _solo(self, now: int, reason: str) -> list[Effect]:
+        gate = self.agent.gate
+        held = gate.held_frames
+        gate.open()
+        self.agent.recording = False
+        self.agent.forget_names()
+        self.syncing = self.tap_open = self.recording = self.handing_over = False
+        effects: list[Effect] = [LeasePermanent()] if self.leases else []
+        return [*effects, Event("solo", {"reason": reason, "released": held, "term": self.term})]
+
+    # ── every poll ───────────────────────────────────────────────────────────────────────────────
+
+    def tick(self, now: int) -> list[Effect]:
+        """About once a millisecond: beats, silence, unanswered questions."""
+        b = self.bounds
+        effects: list[Effect] = []
+        if self.state in (S.PROTECTING, S.ACTIVE):
+            if now - self.beat_ns >= b.beat_ms * MS:
+                self.beat_ns = now
+                beat = Ack(self.session, self.engine.epoch, now, self.echo_ns, self.agent.ports_empty, 0)
+                self.echo_ns, self.agent.ports_empty = self.peer_stamp, 0
+                effects.append(Send(kinds.BEAT, encode_ack(beat)))
+            if now - self.heard_ns > b.hang_ms_max * MS:
+                return effects + self.on_peer_lost(now, f"standby silent for {(now - self.heard_ns) // MS} ms", False)
+        if (self.state is S.HOLDING or self.recording and self.state is S.PROTECTING) \
+                and now - self.asked_ns > b.claim_ms_max * MS:
+            self.asked_ns = now
+            verb = "solo" if self.state is S.HOLDING else "protected"
+            effects.append(Ask(Question(verb, self.node, self.term, self.peer if verb == "protected" else "")))
+        return effects
+
+    def cut(self, now: int) -> tuple[bool, memoryview | None]:
+        """At a poll boundary. (answer "no packets"?, record to put on the channel or None)."""
+        if self.state not in (S.PROTECTING, S.ACTIVE):
+            return False, None
+        agent, engine = self.agent, self.engine
+        crowded = agent.names.n * 2 > agent.names.capacity
+        if not engine.due(now, agent.pending or (self.syncing and self.tap_open), crowded):
+            return False, None
+        if agent.in_flight:
+            return engine.frames_out(now), None
+        pages = self.bounds.sync_group_pages_max if self.syncing and self.tap_open else 0
+        record = self.writer.build(agent.arena, agent.gate, agent.names, self.session, self.term, engine.epoch,
+                                   self.clock.now(now), self.echo_ns, agent.ports_empty, pages)
+        self.echo_ns, agent.ports_empty = self.peer_stamp, 0
+        if pages and self.writer.sync_done:
+            self.syncing = False
+        engine.captured()
+        agent.epoch = engine.epoch
+        return True, record
+
+    # ── planned switch ───────────────────────────────────────────────────────────────────────────
+
+    def hand_over(self) -> bool:
+        """Begin a planned switch: input stops, the rest commits, then the standby gets the term. False: not protected."""
+        if self.state is S.ACTIVE and not self.peer_gap:
+            self.handing_over = True
+        return self.handing_over
+
+    def handed_over(self, now: int) -> list[Effect]:
+        """Call while `handing_over` after each poll: hands over once nothing is open, held or on its way."""
+        agent = self.agent
+        if (not self.handing_over or self.state is not S.ACTIVE or agent.pending or self.engine.outstanding
+                or agent.gate.held_frames or agent.gate.released_through != agent.gate.tail):
+            return []
+        self._move("handed_over")
+        return [Send(kinds.CONTROL, encode_control(Handover(self.session, self.term))),
+                Stop(4, "handed over to the standby")]

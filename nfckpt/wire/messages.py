@@ -1,0 +1,124 @@
+"""What the two packet processes say to each other, besides epochs.
+
+Control messages (kind CONTROL): msgpack of one of the structs below, tagged by its name; unknown fields are refused.
+Ack and beat (kinds ACK, BEAT, BEAT_ACK): fixed, little-endian, because they are sent for every epoch:
+
+    ACK, BEAT_ACK   | session u64 | epoch u64 | stamp_ns u64 | echo_ns u64 | inputs u32 | flags u32 |        40 bytes
+    BEAT            | session u64 | epoch u64 | stamp_ns u64 | echo_ns u64 | ports_empty u32 | zero u32 |    40 bytes
+
+`stamp_ns` is the sender's CLOCK_MONOTONIC, `echo_ns` the last stamp it heard from the other side: neither clock is
+ever compared with the other, each only with itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import msgspec
+
+from nfckpt.errors import PeerError
+
+__all__ = [
+    "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Protected", "Refuse", "TapOpen", "Welcome", "Whole",
+    "decode_ack", "decode_control", "encode_ack", "encode_control",
+]
+
+PROTOCOL = 1
+TAP_GAP = 1                     # flags: the tap is inexact for now
+
+_ACK = struct.Struct("<QQQQII")
+
+
+class Ack(NamedTuple):
+    session: int
+    epoch: int                  # committed through (ACK, BEAT_ACK) or open (BEAT)
+    stamp_ns: int
+    echo_ns: int
+    count: int                  # inputs waiting in the tap, or the mask of empty ports
+    flags: int
+
+
+def encode_ack(ack: Ack) -> bytes:
+    return _ACK.pack(*ack)
+
+
+def decode_ack(payload: memoryview) -> Ack:
+    """Raises PeerError for a wrong length."""
+    if len(payload) != _ACK.size:
+        raise PeerError(f"ack of {len(payload)} bytes, not {_ACK.size}")
+    return Ack._make(_ACK.unpack(payload))
+
+
+class _Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag=True):
+    pass
+
+
+class Hello(_Message):
+    """Follower → active: who asks, and with which layout."""
+
+    pair: str
+    node: str
+    protocol: int
+    layout: bytes
+
+
+class Refuse(_Message):
+    """Active → follower: no, and why."""
+
+    reason: str
+
+
+class Welcome(_Message):
+    """Active → follower: outputs are held from here on; epochs of this session follow."""
+
+    session: int
+    term: int
+    epoch: int                  # of the first record
+    lease_ms: int
+
+
+class TapOpen(_Message):
+    """Follower → active: the tap buffers now; send pages, and name every frame."""
+
+    session: int
+
+
+class Whole(_Message):
+    """Follower → active: every page is here and the tap covers what is not named (rule 9)."""
+
+    session: int
+
+
+class Protected(_Message):
+    """Active → follower: the witness recorded your standing grant for term + 1."""
+
+    session: int
+    term: int
+
+
+class Handover(_Message):
+    """Active → standby: planned switch. Everything is committed and released; term + 1 is yours."""
+
+    session: int
+    term: int
+
+
+Control = Hello | Refuse | Welcome | TapOpen | Whole | Protected | Handover
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
+
+
+def encode_control(message: Control) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_control(payload: memoryview) -> Control:
+    """Raises PeerError for anything but one well-formed message."""
+    if len(payload) > 4096:
+        raise PeerError(f"control message of {len(payload)} bytes")
+    try:
+        return _decoder.decode(payload)
+    except msgspec.DecodeError as e:
+        raise PeerError(f"control message: {e}") from None
