@@ -1,0 +1,18 @@
+"""What a message is: one byte, the same on every transport. Payloads are drawn where they are made.
+
+    1 EPOCH      active → standby   one captured epoch
+    2 ACK        standby → active   committed through epoch e
+    3 BEAT       either             alive, and how far
+    4 BEAT_ACK   either             the answer, for the round trip
+   16 CONTROL    either             a msgspec msgpack struct union: rare, schema-checked
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+EPOCH: Final = 1
+ACK: Final = 2
+BEAT: Final = 3
+BEAT_ACK: Final = 4
+CONTROL: Final = 16
