@@ -1,0 +1,33 @@
+"""Life: a page that says whether one thread of one process still lives, and the kernel's own word when it does not."""
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    ALIVE = 0
+    DIED = 1                    # the kernel wrote it: the holding thread is past its last instruction
+    RELEASED = 2                # the holder let go (or wrote something else there): no proof of anything
+
+cdef struct WatchState:
+    const uint32_t* word        # the lock word, in a read-only mapping
+    uint32_t owner              # thread id in the word when the watch began
+    int event                   # eventfd, written once when state leaves ALIVE
+    int stop
+    int state
+    uint64_t ns                 # CLOCK_MONOTONIC when state changed
+    uint64_t thread             # pthread_t
+    void* map                   # the page
+
+cdef class LifeLock:
+    cdef readonly int fd
+    cdef void* page
+    cdef uint32_t owner         # thread id while held
+
+cdef class LifeWatch:
+    cdef WatchState* s
+
+    cdef _end(self)
+
+    @cython.final
+    cdef inline bint dead(self) noexcept nogil:
+        """For a packet loop: one load, no call."""
+        return self.s.state == DIED
