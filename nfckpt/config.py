@@ -68,7 +68,7 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """One record on the channel; lengths are checked before memory is taken."""
     sync_group_pages_max: int = 256
     """4 KiB pages that ride on one checkpoint while a standby is synced: bounds the pause."""
-    beat_ms: int = 5
+    beat_ms: int = 10
     """A sign of life at least this often, sent by the packet loop itself."""
     hang_ms_max: int = 400
     """Silence after which the peer is suspected. Death is seen much earlier, by the kernel's word or the channel's end."""
@@ -99,7 +99,7 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
 class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """What differs between the two nodes. It never travels with the state (I10)."""
 
-    ports: list[str]
+    ports: list[str | dict[str, Any]]
     """One `open_port` form per port of the app, in its order."""
     address: str = ""
     """Profile hosts: "ip:port" where this node's packet process listens when it is active."""

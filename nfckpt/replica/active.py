@@ -22,8 +22,9 @@ from nfckpt.checkpoint.engine import Engine
 from nfckpt.clock import PairClock
 from nfckpt.config import Bounds
 from nfckpt.errors import PeerError
+from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.witness import Answer, Question
-from nfckpt.replica.effects import Ask, DropPeer, Effect, Event, KillPeer, LeasePermanent, LeaseUntil, Send, Stop
+from nfckpt.replica.effects import Ask, DropPeer, Effect, Event, KillPeer, LeaseArm, LeasePermanent, LeaseStamp, Send, Stop
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
     PROTOCOL, Ack, Handover, Hello, Protected, Refuse, TapOpen, Welcome, Whole, decode_ack, decode_control,
@@ -58,20 +59,22 @@ TRANSITIONS: dict[tuple[ActiveState, str], ActiveState] = {
 }
 
 MS = 1_000_000
+LEASE_GUARD_NS = 10 * MS
 
 
 class Active:
-    """`node`, `peer`: ids; `leases`: emission is bounded by a kernel lease (profile hosts)."""
+    """`node`, `peer`: ids; `lease`: emission is bounded by the kernel (profile hosts); `kills`: by the peer (profile host)."""
 
     def __init__(self, *, pair: str, node: str, peer: str, layout: bytes, bounds: Bounds, term: int, agent: Agent,
-                 engine: Engine, writer: EpochWriter, clock: PairClock, leases: bool, kills: bool) -> None:
+                 engine: Engine, writer: EpochWriter, clock: PairClock, lease: LeaseClock | None, kills: bool) -> None:
         self.pair, self.node, self.peer, self.layout = pair, node, peer, layout
-        self.bounds, self.term, self.leases, self.kills = bounds, term, leases, kills
+        self.bounds, self.term, self.lease, self.kills = bounds, term, lease, kills
         self.agent, self.engine, self.writer, self.clock = agent, engine, writer, clock
         self.state = S.SOLO
         self.session = 0
         self.syncing = False            # pages still ride on epochs
         self.tap_open = False
+        self.whole = False              # the follower says so
         self.recording = False          # the witness was asked to record the standby
         self.peer_dead = False          # proven by the kernel
         self.heard_ns = 0               # own clock, last message of the follower
@@ -81,7 +84,6 @@ class Active:
         self.peer_gap = False
         self.beat_ns = 0
         self.asked_ns = 0
-        self.acked_sent_ns = 0          # own clock, when the youngest acknowledged message was sent
         self.handing_over = False
         self.lost_ns = 0
         self.commits = 0
@@ -130,10 +132,10 @@ class Active:
         self.writer.restart_sync()
         self.session = max(self.session, self.term << 32) + 1
         self.syncing = True
-        self.tap_open = self.recording = self.peer_dead = False
+        self.tap_open = self.whole = self.recording = self.peer_dead = False
         self.heard_ns = now
         self.peer_stamp = self.echo_ns = 0
-        welcome = Welcome(self.session, self.term, self.engine.epoch, self.bounds.lease_ms if self.leases else 0)
+        welcome = Welcome(self.session, self.term, self.engine.epoch, self.bounds.lease_ms if self.lease else 0)
         return [Send(kinds.CONTROL, encode_control(welcome)), Event("protecting", {"peer": hello.node})]
 
     def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
@@ -151,9 +153,8 @@ class Active:
             self.writer.restart_sync()
             return []
         if isinstance(message, Whole) and self.state is S.PROTECTING and not self.syncing:
-            self.recording = True
-            self.asked_ns = now
-            return [*self._lease(), Ask(Question("protected", self.node, self.term, self.peer))]
+            self.whole = True
+            return [] if self.lease else self._record(now)
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
 
     def _on_ack(self, now: int, kind: int, ack: Ack) -> list[Effect]:
@@ -161,20 +162,27 @@ class Active:
             raise PeerError("ack of another session")
         self.peer_stamp = ack.stamp_ns
         self.peer_inputs, self.peer_gap = ack.count, bool(ack.flags & 1)
-        sent_ns = ack.echo_ns if kind == kinds.BEAT_ACK else 0
         if kind == kinds.ACK:
             done = self.engine.acked(ack.epoch)
             if done is not None:
                 self.agent.gate.commit(ack.epoch)
                 self.commits += 1
                 self.hold_ns_sum += now - done.captured_ns
-                sent_ns = done.captured_ns
-        self.acked_sent_ns = max(self.acked_sent_ns, sent_ns)
-        return self._lease() if self.recording else []
+        elif self.lease is not None and self.whole:
+            mark = self.lease.acked(ack.epoch, now)
+            if mark is not None:
+                # only now does emission depend on the standby's answers, so only now may it be recorded
+                return [LeaseStamp(mark), *([] if self.recording else self._record(now))]
+        return []
 
-    def _lease(self) -> list[Effect]:
-        """The follower promised not to emit before its ack + lease + margin; what it acked was sent earlier still."""
-        return [LeaseUntil(self.acked_sent_ns + self.bounds.lease_ms * MS)] if self.leases else []
+    def _record(self, now: int) -> list[Effect]:
+        self.recording = True
+        self.asked_ns = now
+        return [Ask(Question("protected", self.node, self.term, self.peer))]
+
+    def may_release(self, now: int) -> bool:
+        """False while the kernel's lease may run out before a frame handed over now has passed: it waits in the gate."""
+        return self.lease is None or not self.recording or self.lease.holds(now + LEASE_GUARD_NS)
 
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
         """The channel ended or broke the protocol, the kernel says that the process is dead (`proof`), or silence."""
@@ -226,9 +234,13 @@ class Active:
         gate.open()
         self.agent.recording = False
         self.agent.forget_names()
-        self.syncing = self.tap_open = self.recording = self.handing_over = False
-        effects: list[Effect] = [LeasePermanent()] if self.leases else []
+        self.syncing = self.tap_open = self.whole = self.recording = self.handing_over = False
+        effects: list[Effect] = self.unlimited(now)
         return [*effects, Event("solo", {"reason": reason, "released": held, "term": self.term})]
+
+    def unlimited(self, now: int) -> list[Effect]:
+        """By permission of the witness nobody else may emit."""
+        return [LeasePermanent(self.lease.beat(now).mark)] if self.lease else []
 
     # ── every poll ───────────────────────────────────────────────────────────────────────────────
 
@@ -239,7 +251,12 @@ class Active:
         if self.state in (S.PROTECTING, S.ACTIVE):
             if now - self.beat_ns >= b.beat_ms * MS:
                 self.beat_ns = now
-                beat = Ack(self.session, self.engine.epoch, now, self.echo_ns, self.agent.ports_empty, 0)
+                number = 0
+                if self.lease is not None:
+                    arm = self.lease.beat(now)
+                    number = arm.seq
+                    effects.append(LeaseArm(arm.mark, arm.ms))
+                beat = Ack(self.session, number, now, self.echo_ns, self.agent.ports_empty, 0)
                 self.echo_ns, self.agent.ports_empty = self.peer_stamp, 0
                 effects.append(Send(kinds.BEAT, encode_ack(beat)))
             if now - self.heard_ns > b.hang_ms_max * MS:

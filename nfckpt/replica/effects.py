@@ -8,7 +8,7 @@ from typing import Any
 from nfckpt.failover.witness import Question
 
 __all__ = [
-    "Ask", "DropPeer", "Effect", "Event", "KillPeer", "LeasePermanent", "LeaseUntil", "Promote", "Send", "Stop",
+    "Ask", "DropPeer", "Effect", "Event", "KillPeer", "LeaseArm", "LeasePermanent", "LeaseStamp", "Promote", "Send", "Stop",
 ]
 
 
@@ -40,15 +40,25 @@ class KillPeer:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseUntil:
-    """Profile hosts: frames may leave until `mono_ns` and no longer, whatever becomes of this process."""
+class LeaseArm:
+    """Profile hosts: the kernel lets frames with `mark` pass for `ms` from now. Before the beat it belongs to is sent."""
 
-    mono_ns: int
+    mark: int
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStamp:
+    """Frames sent from now on carry `mark`: the standby answered its beat. The permanent mark, if any, is revoked."""
+
+    mark: int
 
 
 @dataclass(frozen=True, slots=True)
 class LeasePermanent:
-    """Profile hosts: nobody else may emit, so no lease limits us."""
+    """Nobody else may emit, so no lease limits us: frames carry `mark`, which does not run out."""
+
+    mark: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +84,4 @@ class Event:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-Effect = Send | Ask | DropPeer | KillPeer | LeaseUntil | LeasePermanent | Promote | Stop | Event
+Effect = Send | Ask | DropPeer | KillPeer | LeaseArm | LeaseStamp | LeasePermanent | Promote | Stop | Event

@@ -74,7 +74,7 @@ class Standby:
         self.next_seq = 0               # number of the output after the last registered one
         self.released_through = 0
         self.heard_ns = now             # own clock, any message of the active
-        self.acked_ns = 0               # own clock, our last ack: the promise of I9 counts from it
+        self.acked_ns = 0               # own clock, our last answer to a beat: the promise of I9 counts from it
         self.peer_stamp = 0             # the active's clock, in its last beat
         self.welcome_ns = 0
         self.open_ns = 0
@@ -108,7 +108,8 @@ class Standby:
             self.peer_stamp = beat.stamp_ns
             if beat.count and self.open_ns:
                 self.tap.emptied(beat.count, beat.echo_ns)
-            return [self._ack(now, kinds.BEAT_ACK), *self.work(now)]
+            self.acked_ns = now
+            return [self._ack(now, kinds.BEAT_ACK, beat.epoch), *self.work(now)]
         if kind != kinds.CONTROL:
             raise PeerError(f"message of kind {kind} from the active")
         message = decode_control(payload)
@@ -143,10 +144,9 @@ class Standby:
             raise PeerError("pages before the tap was opened")
         self.waiting.append(record)
 
-    def _ack(self, now: int, kind: int) -> Send:
-        self.acked_ns = now
+    def _ack(self, now: int, kind: int, number: int) -> Send:
         flags = 0 if self.tap.is_exact(now) else TAP_GAP
-        return Send(kind, encode_ack(Ack(self.session, self.epoch, now, self.peer_stamp, self.tap.waiting_inputs, flags)))
+        return Send(kind, encode_ack(Ack(self.session, number, now, self.peer_stamp, self.tap.waiting_inputs, flags)))
 
     def work(self, now: int) -> list[Effect]:
         """Register what waits, acknowledge, apply. Call after each message and when idle."""
@@ -157,7 +157,7 @@ class Standby:
             self.next_seq = record.next_seq
             self.released_through = record.released_through
             self.clock.follow(record.now_ns, now)
-            effects.append(self._ack(now, kinds.ACK))
+            effects.append(self._ack(now, kinds.ACK, record.epoch))
             record.swap(self.arena)
             self.epochs += 1
             self.last_page = self.last_page or record.last

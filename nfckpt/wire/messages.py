@@ -3,8 +3,9 @@
 Control messages (kind CONTROL): msgpack of one of the structs below, tagged by its name; unknown fields are refused.
 Ack and beat (kinds ACK, BEAT, BEAT_ACK): fixed, little-endian, because they are sent for every epoch:
 
-    ACK, BEAT_ACK   | session u64 | epoch u64 | stamp_ns u64 | echo_ns u64 | inputs u32 | flags u32 |        40 bytes
-    BEAT            | session u64 | epoch u64 | stamp_ns u64 | echo_ns u64 | ports_empty u32 | zero u32 |    40 bytes
+    ACK         | session u64 | epoch u64 | stamp_ns u64 | echo_ns u64 | inputs u32      | flags u32 |     40 bytes
+    BEAT        | session u64 | beat u64  | stamp_ns u64 | echo_ns u64 | ports_empty u32 | zero u32  |
+    BEAT_ACK    | session u64 | beat u64  | stamp_ns u64 | echo_ns u64 | inputs u32      | flags u32 |
 
 `stamp_ns` is the sender's CLOCK_MONOTONIC, `echo_ns` the last stamp it heard from the other side: neither clock is
 ever compared with the other, each only with itself.
@@ -32,7 +33,7 @@ _ACK = struct.Struct("<QQQQII")
 
 class Ack(NamedTuple):
     session: int
-    epoch: int                  # committed through (ACK, BEAT_ACK) or open (BEAT)
+    epoch: int                  # committed through (ACK) or the beat's number
     stamp_ns: int
     echo_ns: int
     count: int                  # inputs waiting in the tap, or the mask of empty ports

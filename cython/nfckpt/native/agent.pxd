@@ -28,6 +28,7 @@ cdef class Agent:
     cdef public Tap tap
     cdef public object hook
     cdef public bint running
+    cdef public bint paused             # input stops: a planned switch
     cdef public bint recording          # consumed frames are named for the standby
     cdef public uint64_t epoch          # the open epoch
     cdef public uint32_t ports_empty    # bit per port found empty since the last capture

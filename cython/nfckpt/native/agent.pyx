@@ -47,7 +47,7 @@ cdef class Agent:
         burst.clear()
         if self.hook is not None and self.hook():
             return 0
-        if not self.running:
+        if not self.running or self.paused:
             return 0
         if max_frames > BURST_MAX:
             max_frames = BURST_MAX
@@ -161,6 +161,11 @@ cdef class Agent:
             return False
         self.c.made += 1
         return True
+
+    @property
+    def handed_out(self):
+        """Frames given to the app since the start."""
+        return self.c.handed_out
 
     @property
     def pending(self):

@@ -1,0 +1,34 @@
+"""Receipt of a takeover: what happened, what it cost, and where the time went. Printed, logged, returned as JSON."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Receipt"]
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """All counts are frames, all times µs on the node's own clock, from the moment the loss was noticed."""
+
+    term: int
+    node: str
+    reason: str
+    proof: bool
+    """The kernel's own word, not silence."""
+    exact: bool
+    """False: the tap had a gap, so loss or doubling can not be excluded."""
+    committed_epoch: int
+    replayed: int
+    """Inputs that no committed epoch named, run again."""
+    reemitted: int
+    """Committed outputs that were not seen leaving."""
+    suppressed: int
+    """Frames seen after the promotion that a committed epoch had already answered for."""
+    doubled: int
+    """Late frames of the old active, seen after their re-emission: each left twice."""
+    active_missed: int
+    """Frames the old active's ring dropped; nobody answers for them."""
+    tap_missed: int
+    """Frames an epoch named that this tap never saw."""
+    steps_us: dict[str, int]
+    """notice, claim, fence, settle, apply, live: each step's length; total: until the first frame could leave."""
