@@ -1,0 +1,10 @@
+"""Structure: what every structure in the arena shares: one region, one stamp, offsets only."""
+from libc.stdint cimport uint64_t
+from nfckpt.native.arena cimport Arena
+
+cdef class Structure:
+    cdef readonly Arena arena
+    cdef readonly str name, kind, params
+    cdef readonly uint64_t offset, nbytes       # of the region, in bytes
+
+    cpdef bint declare(self, Arena arena, str name, str kind, str params, uint64_t nbytes) except -1
