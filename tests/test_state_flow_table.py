@@ -1,6 +1,7 @@
 """Flow table against a dict, under the two laws of the arena: every changed line was marked, a copy goes on alike."""
 import numpy as np
 import pytest
+from arena_laws import Marked, copy_of
 
 from nfckpt.errors import StateError
 from nfckpt.native.arena import Arena
@@ -19,18 +20,6 @@ def keys_of(numbers, key_bytes=12):
     k = np.zeros((len(numbers), key_bytes), np.uint8)
     k[:, :4] = np.asarray(numbers, "<u4").reshape(-1, 1).view(np.uint8)
     return k
-
-
-def copy_of(arena):
-    other = Arena(arena.size)
-    other.write_bytes(0, arena.view().tobytes())
-    return other
-
-
-def check_marked(arena, before):
-    """Every line that differs from `before` was marked."""
-    changed = np.flatnonzero((arena.view() != before).reshape(-1, 64).any(1))
-    assert np.isin(changed, arena.dirty_line_numbers()).all()
 
 
 class Twin:
@@ -60,41 +49,39 @@ def test_differential(seed):
     for _ in range(600):
         now += int(rng.integers(0, 3 * 10**8))
         numbers = rng.integers(0, 100, rng.integers(1, 12))
-        before = arena.view().copy()
-        arena.forget_writes()
         op = rng.integers(0, 6)
-        if op <= 1:
-            slots, fresh = flows.insert(keys_of(numbers), now)
-            for n, s, f in zip(numbers, slots, fresh, strict=True):
-                known = n in twin.d
-                assert twin.insert(n, now) == (s >= 0)
-                assert f == (s >= 0 and not known)
-        elif op == 2:
-            numbers = np.unique(numbers)
-            slots = flows.find(keys_of(numbers))
-            assert flows.erase(slots) == sum(twin.d.pop(n, None) is not None for n in numbers)
-        elif op == 3:
-            known = [n for n in np.unique(numbers) if n in twin.d]
-            if known:
-                values = np.array([(n & 0xffff, now) for n in known], VALUE)
-                flows.put(flows.find(keys_of(known)), values)
-                for n in known:
-                    twin.d[n][1] = (n & 0xffff, now)
-        elif op == 4:
-            known = [n for n in np.unique(numbers) if n in twin.d]
-            timeout = int(rng.integers(0, 5)) * S
-            if known:
-                flows.set_timeout(flows.find(keys_of(known)), timeout)
-                for n in known:
-                    twin.d[n][2] = timeout
-        else:
-            _, keys, values = flows.expire(now, 2 * S, budget=64)
-            gone = {n for n, (seen, _, t) in twin.d.items() if now - seen > (t or 2 * S) + 10**8}
-            assert {int(k[:4].view("<u4")[0]) for k in keys} == gone
-            assert [tuple(v) for v in values.tolist()] == [twin.d[int(k[:4].view("<u4")[0])][1] for k in keys]
-            for n in gone:
-                del twin.d[n]
-        check_marked(arena, before)
+        with Marked(arena):
+            if op <= 1:
+                slots, fresh = flows.insert(keys_of(numbers), now)
+                for n, s, f in zip(numbers, slots, fresh, strict=True):
+                    known = n in twin.d
+                    assert twin.insert(n, now) == (s >= 0)
+                    assert f == (s >= 0 and not known)
+            elif op == 2:
+                numbers = np.unique(numbers)
+                slots = flows.find(keys_of(numbers))
+                assert flows.erase(slots) == sum(twin.d.pop(n, None) is not None for n in numbers)
+            elif op == 3:
+                known = [n for n in np.unique(numbers) if n in twin.d]
+                if known:
+                    values = np.array([(n & 0xffff, now) for n in known], VALUE)
+                    flows.put(flows.find(keys_of(known)), values)
+                    for n in known:
+                        twin.d[n][1] = (n & 0xffff, now)
+            elif op == 4:
+                known = [n for n in np.unique(numbers) if n in twin.d]
+                timeout = int(rng.integers(0, 5)) * S
+                if known:
+                    flows.set_timeout(flows.find(keys_of(known)), timeout)
+                    for n in known:
+                        twin.d[n][2] = timeout
+            else:
+                _, keys, values = flows.expire(now, 2 * S, budget=64)
+                gone = {n for n, (seen, _, t) in twin.d.items() if now - seen > (t or 2 * S) + 10**8}
+                assert {int(k[:4].view("<u4")[0]) for k in keys} == gone
+                assert [tuple(v) for v in values.tolist()] == [twin.d[int(k[:4].view("<u4")[0])][1] for k in keys]
+                for n in gone:
+                    del twin.d[n]
         assert len(flows) == len(twin.d) and flows.refused == twin.refused
     everything = {int.from_bytes(k[:4], "little"): (seen, tuple(v.tolist())) for k, v, seen in flows}
     assert everything == {n: (seen, v) for n, (seen, v, _) in twin.d.items()}

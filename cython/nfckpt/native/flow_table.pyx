@@ -397,7 +397,7 @@ cdef class FlowTable(Structure):
 
     @property
     def fill(self):
-        return head(self).count / self.capacity
+        return <double>head(self).count / <double>self.capacity
 
     @property
     def refused(self):

@@ -186,16 +186,21 @@ cdef inline bint _frame(Burst b, int i) noexcept nogil:
     return True
 
 
+cdef void parse_one(Burst b, int i) noexcept nogil:
+    """Fill the header columns of frame i, after its bytes were written."""
+    _blank(b, i)
+    if _frame(b, i):
+        b.malformed[i] = 0
+    else:
+        _blank(b, i)
+        b.malformed[i] = 1
+
+
 cdef void parse(Burst b, int first) noexcept nogil:
     """Fill the header columns of frames first..n-1. About 10 ns a frame."""
     cdef int i
     for i in range(first, b.n):
-        _blank(b, i)
-        if _frame(b, i):
-            b.malformed[i] = 0
-        else:
-            _blank(b, i)
-            b.malformed[i] = 1
+        parse_one(b, i)
 
 
 def parse_burst(Burst burst not None, int first=0):

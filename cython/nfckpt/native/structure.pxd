@@ -7,4 +7,4 @@ cdef class Structure:
     cdef readonly str name, kind, params
     cdef readonly uint64_t offset, nbytes       # of the region, in bytes
 
-    cdef bint declare(self, Arena arena, str name, str kind, str params, uint64_t nbytes) except -1
+    cpdef bint declare(self, Arena arena, str name, str kind, str params, uint64_t nbytes) except -1

@@ -18,13 +18,13 @@ from nfckpt.errors import StateError
 cdef class Structure:
     """Base class: `name`, `kind`, `params`, `offset` and `nbytes` of its region in `arena`."""
 
-    cdef bint declare(self, Arena arena, str name, str kind, str params, uint64_t nbytes) except -1:
+    cpdef bint declare(self, Arena arena, str name, str kind, str params, uint64_t nbytes) except -1:
         """Declare the region; 1: it is new and its header is to be written, 0: it holds a structure already.
 
         Raises StateError when the region cannot be had or holds something else.
         """
-        if arena is None:
-            raise StateError(f"{kind} {name!r} has no arena")
+        if arena is None or self.arena is not None:
+            raise StateError(f"{kind} {name!r} has no arena, or has one already")
         self.arena = arena
         self.name, self.kind, self.params, self.nbytes = name, kind, params, nbytes
         self.offset = arena.region(name, nbytes, kind, params)
