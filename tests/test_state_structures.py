@@ -187,7 +187,8 @@ def test_counters():
             with pytest.raises(StateError):
                 c.add(bad)
     assert len(m.marked) == 0
-    for names in ([], ["a", "a"]):
+    assert Counters(Arena(1 << 14), "c", 2).names == ("0", "1")
+    for names in ([], ["a", "a"], 0):
         with pytest.raises(StateError):
             Counters(Arena(1 << 14), "c", names)
 

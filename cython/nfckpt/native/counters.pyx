@@ -18,11 +18,11 @@ from nfckpt.native.arena cimport CHECK, LINE, Arena
 cdef class Counters(Structure):
     """Counters(arena, name, names): the native half; nfckpt.state.Counters has the names Python code uses.
 
-    Raises StateError where names repeat or there is none.
+    A number n instead of names stands for "0" … "n-1". Raises StateError where names repeat or there is none.
     """
 
     def __cinit__(self, Arena arena not None, str name not None, names):
-        names = tuple(str(s) for s in names)
+        names = tuple(str(s) for s in (range(names) if isinstance(names, int) else names))
         if not names or len(set(names)) != len(names):
             raise StateError(f"counters {name!r}: names {names}", "give each counter a name of its own")
         self.names = names
@@ -51,7 +51,6 @@ cdef class Counters(Structure):
 
     def add_many(self, which, n=1):
         """Add `n` to the counter(s) `which`: a name, a number, or arrays of numbers (broadcast with n; may repeat)."""
-        cdef uint32_t one
         if isinstance(which, str):
             self.add(self.index(which), n)
             return

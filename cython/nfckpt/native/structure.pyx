@@ -12,7 +12,19 @@ Promises    T1 all that matters lies in the region, as offsets and indices: a co
 """
 import hashlib
 
+import numpy as np
+
 from nfckpt.errors import StateError
+
+
+cdef const int64_t[::1] int64_column(object numbers):
+    """What Python gave as numbers, as one column; the usual case, a contiguous int64 array, as it stands."""
+    cdef const int64_t[::1] column
+    try:
+        column = numbers
+    except (TypeError, ValueError, BufferError):
+        column = np.ascontiguousarray(numbers, np.int64).reshape(-1)
+    return column
 
 
 cdef class Structure:
