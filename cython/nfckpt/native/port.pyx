@@ -93,6 +93,7 @@ cdef class Port:
 
     def close(self):
         """Give everything back. Idempotent."""
+        self.gone = True
 
     def __enter__(self):
         return self
@@ -156,7 +157,8 @@ cdef class PyPort(Port):
         cdef int r = -1
         if not self.gone:
             try:
-                r = 1 if self.py_tx(frame) else 0
+                taken = self.py_tx(frame)
+                r = -1 if taken is None else 1 if taken else 0
             except BaseException as e:
                 self._fail(e)
         if r > 0:
@@ -189,6 +191,8 @@ cdef class PyPort(Port):
         self.c = counters
 
     def why_gone(self):
+        if self.error is None:
+            return PortError(f"port {self.name} is closed")
         if not isinstance(self.error, Exception):
             return self.error           # Ctrl-C in the middle of py_rx stays a Ctrl-C
         error = PortError(f"port {self.name} is gone: {self.error}", getattr(self.error, "hint", ""))
