@@ -150,6 +150,7 @@ class FaultyPort(_Wrapper):
         self._rx_lane = _Lane("rx", rx or Faults(), seed, self.faults, clock)
         self._tx_lane = _Lane("tx", tx or Faults(), seed, self.faults, clock)
         self._out: deque[bytes] = deque()
+        self.refused = 0            # frames the inner port refused for good
 
     def py_rx(self, max_frames: int) -> list[tuple[bytes, int]]:
         dropped = self.faults["rx_drop"]
@@ -160,26 +161,29 @@ class FaultyPort(_Wrapper):
         self.count("rx_ring_drops", self.faults["rx_drop"] - dropped)
         return out
 
-    def py_tx(self, frame: bytes) -> bool:
+    def py_tx(self, frame: bytes) -> bool | None:
         if self._tx_lane.hit("refuse") or not self._drain():
             return False
+        refused = self.refused
         self._out.extend(f for f, _ in self._tx_lane.feed(frame, 0))
         self._drain()
-        return True
+        return True if self.refused == refused else None
 
     def py_flush(self) -> int:
+        refused = self.refused
         self._out.extend(f for f, _ in self._tx_lane.due(idle=True))
         self._drain()
+        self.count("tx_errors", self.refused - refused)
         return self.inner.tx_flush() + len(self._out) + len(self._tx_lane.late)
 
     def _drain(self) -> bool:
+        """Hand what is ready to the inner port; False: it is full."""
         while self._out:
             taken = self.inner.tx_frame(self._out[0])
             if taken == 0:
                 return False
             self._out.popleft()
-            if taken < 0:
-                self.count("tx_errors")
+            self.refused += taken < 0
         return True
 
 
