@@ -167,7 +167,10 @@ class FaultyPort(_Wrapper):
         refused = self.refused
         self._out.extend(f for f, _ in self._tx_lane.feed(frame, 0))
         self._drain()
-        return True if self.refused == refused else None
+        if self.refused == refused:
+            return True
+        self.count("tx_errors", self.refused - refused - 1)
+        return None
 
     def py_flush(self) -> int:
         refused = self.refused

@@ -52,6 +52,17 @@ cdef class Port:
         self.tx_flush()
         return used
 
+    def tx_from(self, Burst burst not None, int first=0):
+        """tx_burst for the frames of a burst, from number `first` on, without touching Python objects: for generators."""
+        cdef int used = max(first, 0), waiting
+        with nogil:
+            while used < burst.n and self.tx(burst.data(used), burst.length[used]) != 0:
+                used += 1
+            waiting = self.flush()
+        if waiting < 0:
+            raise self.why_gone()
+        return used - first
+
     def tx_frame(self, frame not None):
         """tx for one bytes-like frame, no flush: 1 taken, 0 full, -1 refused for good."""
         cdef const uint8_t[::1] view = frame
