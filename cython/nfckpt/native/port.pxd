@@ -14,7 +14,7 @@ cdef struct PortCounters:
     uint64_t tx_errors          # frames the device refused for good
 
 cdef class Port:
-    cdef readonly str name
+    cdef public str name
     cdef PortCounters c
     cdef readonly bint gone     # the device vanished: once drained, rx returns -1 for ever
 

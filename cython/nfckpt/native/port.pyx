@@ -52,6 +52,17 @@ cdef class Port:
         self.tx_flush()
         return used
 
+    def tx_from(self, Burst burst not None, int first=0):
+        """tx_burst for the frames of a burst, from number `first` on, without touching Python objects: for generators."""
+        cdef int used = max(first, 0), waiting
+        with nogil:
+            while used < burst.n and self.tx(burst.data(used), burst.length[used]) != 0:
+                used += 1
+            waiting = self.flush()
+        if waiting < 0:
+            raise self.why_gone()
+        return used - first
+
     def tx_frame(self, frame not None):
         """tx for one bytes-like frame, no flush: 1 taken, 0 full, -1 refused for good."""
         cdef const uint8_t[::1] view = frame
@@ -93,6 +104,7 @@ cdef class Port:
 
     def close(self):
         """Give everything back. Idempotent."""
+        self.gone = True
 
     def __enter__(self):
         return self
@@ -156,7 +168,8 @@ cdef class PyPort(Port):
         cdef int r = -1
         if not self.gone:
             try:
-                r = 1 if self.py_tx(frame) else 0
+                taken = self.py_tx(frame)
+                r = -1 if taken is None else 1 if taken else 0
             except BaseException as e:
                 self._fail(e)
         if r > 0:
@@ -189,6 +202,8 @@ cdef class PyPort(Port):
         self.c = counters
 
     def why_gone(self):
+        if self.error is None:
+            return PortError(f"port {self.name} is closed")
         if not isinstance(self.error, Exception):
             return self.error           # Ctrl-C in the middle of py_rx stays a Ctrl-C
         error = PortError(f"port {self.name} is gone: {self.error}", getattr(self.error, "hint", ""))
