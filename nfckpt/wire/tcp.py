@@ -57,7 +57,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from nfckpt.errors import ConfigError, PeerError
-from nfckpt.wire.transport import HANDSHAKE_MS_MAX, KIND_MAX, MESSAGE_BYTES_MAX, SEND_BACKLOG_BYTES_MAX, Payload
+from nfckpt.wire.transport import (
+    HANDSHAKE_MS_MAX,
+    KIND_MAX,
+    MESSAGE_BYTES_MAX,
+    SEND_BACKLOG_BYTES_MAX,
+    Payload,
+)
 
 __all__ = ["TcpConnect", "TcpListener", "TcpOptions", "TcpTransport"]
 
