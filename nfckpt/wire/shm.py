@@ -121,7 +121,7 @@ class ShmListener:
     A peer that is refused costs the listener nothing: `refused` counts, `last_refusal` says why.
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: ShmOptions = ShmOptions()) -> None:  # noqa: B008
+    def __init__(self, path: str | os.PathLike[str], options: ShmOptions = ShmOptions()) -> None:
         self.path = Path(path)
         self.refused = 0
         self.last_refusal: str | None = None
@@ -180,7 +180,7 @@ class ShmConnect:
     """
 
     def __init__(
-        self, where: str | os.PathLike[str] | socket.socket, options: ShmOptions = ShmOptions(), *,  # noqa: B008
+        self, where: str | os.PathLike[str] | socket.socket, options: ShmOptions = ShmOptions(), *,
         role: str = "connector",
     ) -> None:
         if role not in ("connector", "acceptor"):
@@ -222,7 +222,7 @@ class ShmConnect:
 
 
 def shm_connect(
-    path: str | os.PathLike[str], deadline_s: float, options: ShmOptions = ShmOptions(),  # noqa: B008
+    path: str | os.PathLike[str], deadline_s: float, options: ShmOptions = ShmOptions(),
 ) -> ShmTransport:
     """Wait for a channel until `deadline_s` (of time.monotonic()). For tools and start-up; a loop uses ShmConnect.
 
