@@ -31,11 +31,17 @@ Measured    Linux 6.18, HZ=250. The kernel counts set timeouts in jiffies, round
             beside a sender that keeps both cores busy. SIGSTOP past the lease, SIGCONT: no frame. One mark renewed
             late instead of a mark a beat: it leaks (tests/test_fence_lease.py plants that bug and sees it).
 
-Sender sees a frame that the fence drops makes send() fail with ENOBUFS: the port counts it, it is no reason to stop.
+Sender sees a frame that meets the shut fence makes send() fail with ENOBUFS. In a TX ring the kick fails so, and the frame
+            keeps its slot (TP_STATUS_SEND_REQUEST) and leaves, in order, at the first kick after the fence opens again.
+            So a port counts it and goes on; a node that is fenced for good closes its sockets and never arms again.
+Solo        permanent(SOLO_MARK), stamp; when a standby joins again: arm and stamp a beat's mark, then revoke(SOLO_MARK),
+            and only then may the standby be given its grant.
 
 Not covered frames that passed the hook and wait below it (a qdisc, a NIC's queue, up to its own bound): the other side's
             margin_ms must cover them. A suspended machine or paused guest whose clock stood still sees no time pass,
-            so no lease inside it runs out: fence such machines from outside. PACKET_QDISC_BYPASS goes round the hook.
+            so no lease inside it runs out: fence such machines from outside. AF_XDP goes round the hook: no port may
+            use it (PACKET_QDISC_BYPASS does not, on a kernel that has the hook). Root on the node can take the table
+            away: a fence against faults, not malice.
 """
 
 from __future__ import annotations

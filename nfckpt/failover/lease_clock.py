@@ -24,10 +24,11 @@ from dataclasses import dataclass
 
 from nfckpt.errors import ConfigError
 
-__all__ = ["Arm", "LeaseClock", "Promise", "margin_ms_min"]
+__all__ = ["SOLO_MARK", "Arm", "LeaseClock", "Promise", "margin_ms_min"]
 
 MS = 1_000_000
 TAG, SEQ_MASK = 0x4E000000, 0x00FFFFFF     # "N" in the top byte, the beat's number below
+SOLO_MARK = TAG                             # for EgressLease.permanent: no beat ever has it
 OUTSTANDING_MAX = 256                       # unanswered beats remembered; older ones have run out long ago
 
 
@@ -73,7 +74,7 @@ class LeaseClock:
         """The next beat: arm first, send after. Call with the time read *before* arming."""
         self._tick(now_ns)
         self.seq += 1
-        if self._mark_of(self.seq) in (self.mark, TAG):     # C2, after 2**24 beats
+        if self._mark_of(self.seq) in (self.mark, SOLO_MARK):   # C2, after 2**24 beats
             self.seq += 1
         self._armed[self.seq] = now_ns
         if len(self._armed) > OUTSTANDING_MAX:
