@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import resource
 import socket
@@ -297,6 +298,7 @@ async def ask() -> None:
 
 
 def main() -> None:
+    os.nice(5)      # packet loops come first
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     asyncio.run(serve() if config()["role"] == "server" else ask())

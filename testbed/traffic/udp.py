@@ -121,6 +121,7 @@ def main() -> None:
                 end.settle()
                 emit("result", **end.counters(), sent_by_stream=end.sender.sent() if end.sender else [],
                      received_by_stream=end.sink.received_by_stream(), episodes=end.sink.episodes(),
+                     sources=[end.sink.source(stream) for stream in range(end.streams)],
                      log_full=end.sink.log_full, delay_ms_max=end.sink.delay_ns_max / 1e6, cpu_s=cpu_s())
                 return
         if time.monotonic() >= live_at:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import random
 import socketserver
 import subprocess
@@ -80,6 +81,7 @@ def fetch(address: str, size: int) -> None:
 
 
 def main() -> None:
+    os.nice(5)      # packet loops come first
     want = config()
     (serve if want["role"] == "server" else fetch)(want["server"], want["file_bytes"])
 

@@ -9,7 +9,7 @@
 Result      {"valid": True, "seconds": 30.1, "cpu_s": {"udp client": 3.9, …},
              "tcp": {"connections", "opened_during_outage", "failed", "reset", "corrupt", "source_changed", "blocks"},
              "udp": {"sent", "received", "lost", "duplicated", "reordered", "corrupt", "source_changed",
-                     "sink_overflow", "send_errors", "delay_ms_max"},       # client to server
+                     "sink_overflow", "send_errors", "delay_ms_max", "sources"},    # client to server
              "udp_reverse": {…},                                            # server to client, through the mapping
              "web": {"fetched", "failed", "corrupt"} or None,
              "kills": [{"t_ns", "outage_ms", "opened_during_outage"}, …], "outage_ms": [3.1, …]}
@@ -182,7 +182,7 @@ def problems(result: dict[str, Any]) -> list[str]:
 
 
 def _one_way(sender: dict[str, Any], sink: dict[str, Any]) -> dict[str, Any]:
-    keys = "received", "duplicated", "reordered", "corrupt", "source_changed", "sink_overflow", "delay_ms_max"
+    keys = "received", "duplicated", "reordered", "corrupt", "source_changed", "sink_overflow", "delay_ms_max", "sources"
     return {"sent": sender["sent"], "lost": sender["sent"] - sink["received"], "send_errors": sender["send_errors"],
             **{key: sink[key] for key in keys}}
 
@@ -210,7 +210,8 @@ class Program:
         self._news = threading.Condition()
         self._child = netns.popen_in(
             namespace, [sys.executable, "-m", f"nfckpt.testbed.traffic.{module}", json.dumps(want)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True)     # an interrupt at the terminal is the driver's: it stops us and reads the result
         threading.Thread(target=self._read, name=self.name, daemon=True).start()
 
     def say(self, command: str) -> None:
