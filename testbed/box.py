@@ -67,7 +67,10 @@ def run_in_box(argv: Sequence[str]) -> int:
 
     def exec_driver() -> NoReturn:
         os.environ[MARK] = _pid_namespace()
-        os.execv(command[0], command)
+        try:
+            os.execv(command[0], command)
+        except OSError as error:
+            raise OSError(f"cannot start {command[0]}: {error.strerror}") from error
 
     return _run(exec_driver)
 
@@ -99,7 +102,7 @@ def _run(driver: Callable[[], NoReturn]) -> int:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if reason:
-        raise MachineError(f"no box: {reason}", HINT)
+        raise MachineError(f"no box: {reason.splitlines()[0]}", HINT)
     return status
 
 

@@ -30,7 +30,7 @@ from nfckpt.errors import MachineError
 
 __all__ = [
     "NETNS_DIR", "NOARP", "PROMISC", "UP", "create", "flags", "listing", "offloads", "offloads_off", "popen_in",
-    "remove", "run_in", "set_flags", "sysctl",
+    "remove", "run_in", "set_bridge_port", "set_flags", "sysctl",
 ]
 
 NETNS_DIR = Path("/run/netns")
@@ -152,6 +152,21 @@ def set_flags(device: str, on: int = 0, off: int = 0) -> None:
     value = flags(device) & ~off | on
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         fcntl.ioctl(s, SIOCSIFFLAGS, struct.pack("16sH14x", device.encode(), value))
+
+
+def set_bridge_port(device: str, forwarding: bool) -> None:
+    """Let a bridge port of the calling thread's namespace forward, or drop everything both ways. At once; 0.1 ms.
+
+    One RTM_SETLINK of family AF_BRIDGE with IFLA_PROTINFO{IFLA_BRPORT_STATE}, see rtnetlink(7) and linux/if_link.h.
+    """
+    state = struct.pack("HHB3x", 5, 1, 3 if forwarding else 0)
+    body = struct.pack("BxHiII", 7, 0, socket.if_nametoindex(device), 0, 0) + struct.pack("HH", 4 + len(state), 12 | 0x8000) + state
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as s:
+        s.bind((0, 0))
+        s.send(struct.pack("IHHII", 16 + len(body), 19, 0x1 | 0x4, 1, 0) + body)
+        code = -struct.unpack_from("i", s.recv(4096), 16)[0]
+    if code:
+        raise MachineError(f"bridge port {device}: {os.strerror(code)}", "is it up, and on a bridge?")
 
 
 def offloads(device: str) -> dict[str, bool]:

@@ -42,8 +42,9 @@ NODES = ("a", "b")
 CLIENT_IPS = tuple(f"10.0.0.{i}" for i in range(2, 10))
 GATEWAY_IP, NAT_IP, SERVER_IP = "10.0.0.1", "198.51.100.1", "198.51.100.2"
 REP_IPS = {"a": "10.99.0.1", "b": "10.99.0.2"}
-# link -> (namespace, device) that is set down to cut it: the hub's end, so that the node's own port stays up with
-# the carrier gone, as when a cable is pulled. `rep` has no hub: a's end goes down, b sees the carrier go.
+# link -> (namespace, device). On a hub the port stops forwarding: at once, both ways, and the carrier stays, as when a
+# switch further on dies; so nobody can learn of a death from a link light. (An interface set down and up again
+# forwards only when the kernel's link watch gets to it, up to 1 s later.) `rep` has no hub: a's end is set down.
 LINKS = {
     "client": ("hub_lan", "client"), "server": ("hub_wan", "server"),
     "a.lan": ("hub_lan", "a"), "a.wan": ("hub_wan", "a"), "b.lan": ("hub_lan", "b"), "b.wan": ("hub_wan", "b"),
@@ -109,15 +110,15 @@ class Testbed:
             netns.remove(name)
 
     def cut(self, link: str) -> None:
-        """Set one of LINKS down; what is on it is lost."""
+        """Nothing passes one of LINKS any more, in neither direction, from now on. 0.3 ms."""
         self._switch(link, up=False)
 
     def mend(self, link: str) -> None:
-        """Set it up again."""
+        """Let it pass again."""
         self._switch(link, up=True)
 
     def links_down(self, node: str) -> None:
-        """The network side of a machine death: all links of `node` go, within 1 ms, and nothing says goodbye."""
+        """The network side of a machine death: all links of `node` go, within a millisecond, and nothing says goodbye."""
         for link in _links_of(node):
             self._switch(link, up=False)
 
@@ -130,7 +131,10 @@ class Testbed:
         if link not in LINKS:
             raise ConfigError(f"no link {link!r} in the testbed", f"one of {', '.join(LINKS)}")
         role, device = LINKS[link]
-        netns.run_in(self.ns(role), netns.set_flags, device, *((netns.UP, 0) if up else (0, netns.UP)))
+        if role.startswith("hub"):
+            netns.run_in(self.ns(role), netns.set_bridge_port, device, up)
+        else:
+            netns.run_in(self.ns(role), netns.set_flags, device, *((netns.UP, 0) if up else (0, netns.UP)))
 
     def _hub(self, hub: str, plugs: dict[str, str]) -> None:
         netns.run_in(self.ns(hub), _set_up_hub, {role: (self.ns(role), device, _mac(role, device)) for role, device in plugs.items()})

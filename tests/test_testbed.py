@@ -15,7 +15,8 @@ import pytest
 
 from nfckpt.errors import ConfigError, MachineError
 from nfckpt.testbed import box, netns, procs
-from nfckpt.testbed.topology import NODES, ROLES, Testbed, clean, leftovers
+from nfckpt.testbed.topology import GATEWAY_IP, NAT_IP, NODES, ROLES, Testbed, clean, leftovers
+from nfckpt.testbed.traffic import Load, Workload, problems
 
 pytestmark = pytest.mark.box
 ROOT = Path(__file__).resolve().parent.parent
@@ -266,3 +267,104 @@ def test_the_owner_of_a_port_is_found(bed: Testbed) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+# ---- workload, with the kernel's own router in place of the network function
+
+
+def route_through(bed: Testbed, node: str) -> None:
+    """Let the kernel of `node` forward between the hubs, and tell the server the way back: no translation."""
+    from pyroute2 import IPRoute
+
+    def forward() -> None:
+        with IPRoute() as ip:
+            for device, address in ("lan", GATEWAY_IP), ("wan", NAT_IP):
+                netns.set_flags(device, off=netns.NOARP)
+                ip.addr("add", index=ip.link_lookup(ifname=device)[0], address=address, prefixlen=24)
+        netns.sysctl("net/ipv4/ip_forward", 1)
+
+    def back() -> None:
+        with IPRoute() as ip:
+            ip.route("add", dst="10.0.0.0/24", gateway=NAT_IP)
+
+    netns.run_in(bed.ns(node), forward)
+    netns.run_in(bed.ns("server"), back)
+
+
+LIGHT = Load(tcp_connections=50, web_file_bytes=100_000)
+
+
+def test_a_clean_run_loses_nothing(bed: Testbed) -> None:
+    route_through(bed, "a")
+    with Workload(bed, LIGHT) as work:
+        work.start()
+        time.sleep(3.0)
+        assert work.live()["udp server"]["received"] > 0
+        result = work.stop()
+    print(result)
+    assert problems(result) == []
+    assert result["udp"]["sent"] == result["udp"]["received"] > 0.8 * 20_000 * result["seconds"]
+    assert result["udp_reverse"]["sent"] == result["udp_reverse"]["received"] > 0.8 * 2_000 * result["seconds"]
+    assert {tuple(source) for source in result["udp"]["sources"]} == {(f"10.0.0.{2 + i}", 40_000 + i) for i in range(8)}
+    assert result["tcp"]["connections"] >= 50 + 0.7 * 20 * 3 and result["tcp"]["blocks"] > 500
+    assert result["web"] is None or result["web"]["fetched"] > 0
+    assert result["kills"] == []
+
+
+def test_an_outage_is_seen_and_measured(bed: Testbed) -> None:
+    route_through(bed, "a")
+    with Workload(bed, LIGHT) as work:
+        work.start()
+        time.sleep(0.5)
+        work.mark_kill()
+        bed.links_down("a")
+        time.sleep(0.3)
+        bed.links_up("a")
+        time.sleep(1.0)
+        result = work.stop()
+    print(result)
+    assert result["valid"]
+    assert 0.9 * 0.3 * 20_000 < result["udp"]["lost"] < 2 * 0.3 * 20_000
+    assert result["udp"]["sent"] == result["udp"]["received"] + result["udp"]["lost"]
+    assert 300 <= result["outage_ms"][0] < 600
+    assert result["tcp"]["opened_during_outage"] > 0        # TCP waits and tries again: nothing fails
+    assert problems(result) == [f"udp: {result['udp']['lost']} lost", f"udp_reverse: {result['udp_reverse']['lost']} lost"]
+
+
+def test_an_outage_that_never_ends(bed: Testbed) -> None:
+    route_through(bed, "a")
+    with Workload(bed, Load(tcp_connections=5, tcp_opens_s=0)) as work:
+        work.start()
+        time.sleep(0.3)
+        work.mark_kill()
+        bed.cut("a.wan")
+        time.sleep(1.5)
+        result = work.stop()
+    assert result["outage_ms"][0] >= 1400
+    assert result["tcp"]["failed"] == 5
+    assert any("failed" in line for line in problems(result))
+
+
+def test_no_way_through_is_said(bed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nfckpt.testbed.traffic.workload.READY_S_MAX", 1.0)
+    with Workload(bed) as work, pytest.raises(MachineError, match="does the network function forward"):
+        work.start()
+    time.sleep(0.1)
+    assert procs.members(bed.ns("client")) in ([], [os.getpid()])      # its programs went with it
+
+
+def test_programs_end_with_their_workload(bed: Testbed) -> None:
+    code = f"""
+import os, signal, time
+from nfckpt.testbed.topology import Testbed
+from nfckpt.testbed.traffic import Load, Workload
+work = Workload(Testbed("{bed.prefix}"), Load(web_file_bytes=1000))
+work.start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    route_through(bed, "a")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30).returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 3.0
+    while procs.members(bed.ns("client")) + procs.members(bed.ns("server")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
