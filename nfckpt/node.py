@@ -48,7 +48,7 @@ from nfckpt.native.parking import Parking
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
 from nfckpt.observe.receipt import Receipt
-from nfckpt.ports import open_port
+from nfckpt.ports import open_port, parse_port
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
     Ask, DropPeer, Effect, Event, KillPeer, LeaseArm, LeasePermanent, LeaseStamp, Promote, Send, Stop,
@@ -95,6 +95,10 @@ def load_app(config: PairConfig) -> App:
     if app.ports and widths != {len(app.ports)}:
         raise ConfigError(f"{config.app} has ports {list(app.ports)}, the nodes give {widths.pop()}")
     return app
+
+
+def _netns_path(netns: str | None) -> str | None:
+    return f"/run/netns/{netns}" if netns and "/" not in netns else netns
 
 
 class _Context:
@@ -149,7 +153,7 @@ class Node:
         self.permanent_mark = 0
         self.receipt: dict[str, Any] | None = None
         self.receipt_due_ns = 0
-        self.first_frame_ns = 0
+        self.ended_in_order = False
         self._slow_ns = 0
         self._drops_ns = 0
         self._idle_since = 0
@@ -171,6 +175,7 @@ class Node:
                 self._lead(blank=True, term=term)
             return 0
         except _Stopped as e:
+            self.ended_in_order = e.code == 0
             self._report("stopped", {"code": e.code, "reason": e.reason})
             return e.code
         except PortError as e:
@@ -187,14 +192,14 @@ class Node:
         self.layout = self._state(Arena(self.bounds.arena_bytes), self.app)[0].layout_digest()
         forms = [parse_port(form) for form in self.me.ports]
         for form in forms:
-            if form["scheme"] == "afpacket":
+            if form.get("scheme") == "afpacket":
                 form |= {"rx_ring_frames": self.bounds.rx_ring_frames, "tx_ring_frames": self.bounds.tx_ring_frames}
             self.ports.append(open_port(form))
         if self.hosts and not self.bounds.unsafe_no_egress_lease:
-            if {f["scheme"] for f in forms} != {"afpacket"} or len({f.get("netns") for f in forms}) != 1:
+            if {f.get("scheme") for f in forms} != {"afpacket"} or len({f.get("netns") for f in forms}) != 1:
                 raise ConfigError("profile hosts fences the ports' devices, and these ports are none",
                                   "use afpacket: ports in one namespace, or bounds.unsafe_no_egress_lease = true")
-            self.lease = EgressLease(netns_path(forms[0].get("netns")), [f["ifname"] for f in forms],
+            self.lease = EgressLease(_netns_path(forms[0].get("netns")), [f["ifname"] for f in forms],
                                      f"nfckpt_{self.config.name}_{self.node}")
             self.lease.install()
         if self.me.cpu >= 0:
@@ -217,6 +222,9 @@ class Node:
         for port in self.ports:
             port.close()
         if self.lease is not None:
+            # a node that ends otherwise stays fenced: the table outlives it
+            if self.ended_in_order:
+                self.lease.remove()
             self.lease.close()
 
     def _report(self, name: str, fields: dict[str, Any]) -> None:

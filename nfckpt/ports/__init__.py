@@ -19,7 +19,7 @@ from nfckpt.ports.port import Capabilities, Port, PortCounters, PortLike, Python
 
 __all__ = [
     "AfPacketPort", "Capabilities", "MemoryHub", "MemoryPort", "PcapPort", "Port", "PortCounters", "PortLike",
-    "PythonPort", "open_endpoint", "open_port",
+    "PythonPort", "open_endpoint", "open_port", "parse_port",
 ]
 
 FORMS = "afpacket:IFNAME[@NETNS], mem:ENDPOINT@FD,FD,... or pcap:[IN.pcap][,OUT.pcap]"
@@ -36,7 +36,7 @@ def open_port(spec: str | Mapping[str, Any]) -> Port:
 
     Raises ConfigError for a spec that makes no sense, PortError and MachineError when the port cannot be had.
     """
-    given = _parse(spec) if isinstance(spec, str) else dict(spec)
+    given = parse_port(spec)
     scheme = given.pop("scheme", None)
     make = _SCHEMES.get(scheme) if isinstance(scheme, str) else None
     if make is None:
@@ -50,7 +50,10 @@ def open_port(spec: str | Mapping[str, Any]) -> Port:
     return make(**given)
 
 
-def _parse(spec: str) -> dict[str, Any]:
+def parse_port(spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping that a port's string stands for: `scheme` and arguments. {} when it is none of the forms."""
+    if not isinstance(spec, str):
+        return dict(spec)
     scheme, _, rest = spec.partition(":")
     if scheme == "afpacket" and rest:
         ifname, _, netns = rest.partition("@")

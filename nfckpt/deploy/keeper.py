@@ -1,0 +1,177 @@
+"""Keeper: starts one packet process after another, watches it, carries its questions to the witness.
+
+Who uses it     the Ray actor (ray_actors.py), the local runner (local.py), or a program that embeds a pair. One thread of
+                its own reads the process's socket; calls from other threads are safe.
+
+Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life
+                   │ ◄── WitnessAsk, Report, Reply ──┘
+                   └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order
+
+A process is started with exec, never fork, and dies with its keeper: it sees the socket's end, and the kernel kills it
+when the keeper's process is killed (PR_SET_PDEATHSIG is set by the process itself, from its own main thread).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nfckpt.errors import ProtectionError
+from nfckpt.failover.witness import Answer, Question
+from nfckpt.node import EXIT
+from nfckpt.wire import keeper as wire
+
+__all__ = ["Keeper"]
+
+AskWitness = Callable[[Question], Answer]
+RESTART_S_MIN, RESTART_S_MAX = 0.02, 2.0
+NO_RESTART = {0, 2, 5}          # stopped in order, bad configuration, refused: starting again would end the same way
+
+
+class Keeper:
+    """Keeps node `spec.node` running. `ask`: carries one question to the witness (may raise; asked again later).
+    `on_event(name, at_ns, fields)`: called on the keeper's thread for every report, plus started and exited."""
+
+    def __init__(self, spec: wire.NodeSpec, ask: AskWitness, on_event: Callable[[str, int, dict[str, Any]], None] | None = None,
+                 *, pass_fds: tuple[int, ...] = (), stderr: int | None = None) -> None:
+        self.spec, self._ask, self._on_event = spec, ask, on_event
+        self._pass_fds, self._stderr = pass_fds, stderr
+        self.process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+        self.last_exit: tuple[int, str] | None = None
+        self.events: deque[tuple[str, int, dict[str, Any]]] = deque(maxlen=1000)
+        self._sock: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._replies: dict[int, dict[str, Any]] = {}
+        self._replied = threading.Condition(self._lock)
+        self._number = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"keeper-{spec.node}", daemon=True)
+
+    def start(self) -> None:
+        """Start the first process. Returns at once."""
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the packet process, 0 while there is none."""
+        p = self.process
+        return p.pid if p is not None and p.poll() is None else 0
+
+    def status(self, timeout_s: float = 1.0) -> dict[str, Any]:
+        """The process's own status, or {"node", "role": "down"} while there is none."""
+        try:
+            return self.command("status", timeout_s)
+        except ProtectionError:
+            return {"node": self.spec.node, "role": "down", "term": 0, "protected": False, "epoch": 0, "pid": self.pid,
+                    "last_exit": list(self.last_exit or ())}
+
+    def command(self, verb: str, timeout_s: float = 1.0) -> dict[str, Any]:
+        """Send a command and wait for its reply. Raises ProtectionError when no process answers in time."""
+        with self._lock:
+            self._number += 1
+            number = self._number
+            sock = self._sock
+        if sock is None or not wire.send(sock, wire.Command(verb, number)):
+            raise ProtectionError(f"node {self.spec.node} has no packet process now")
+        with self._replied:
+            if not self._replied.wait_for(lambda: number in self._replies, timeout_s):
+                raise ProtectionError(f"node {self.spec.node} did not answer {verb} in {timeout_s} s")
+            return self._replies.pop(number)
+
+    def kill(self, signal_number: int) -> int:
+        """Send a signal to the packet process. Returns its pid, 0 when there is none."""
+        p = self.process
+        if p is None or p.poll() is not None:
+            return 0
+        p.send_signal(signal_number)
+        return p.pid
+
+    def stop(self, timeout_s: float = 3.0) -> None:
+        """Stop the process in order, by force after `timeout_s`. Idempotent."""
+        self._stopping.set()
+        if (sock := self._sock) is not None:
+            wire.send(sock, wire.Command("stop"))
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        p = self.process
+        if p is not None and p.poll() is None:
+            p.kill()
+            p.wait()
+        if self._thread.is_alive():
+            self._thread.join(1)
+
+    # ── the keeper's thread ──────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        pause = RESTART_S_MIN
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            code = self._one_life()
+            self._event("exited", {"code": code, "why": EXIT.get(code, f"signal {-code}" if code < 0 else "crashed")})
+            self._witness(Question("gone", self.spec.node))
+            if self._stopping.is_set() or code in NO_RESTART:
+                return
+            pause = RESTART_S_MIN if time.monotonic() - began > 2 else min(pause * 2, RESTART_S_MAX)
+            self._stopping.wait(pause)
+
+    def _one_life(self) -> int:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for s in (ours, theirs):
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
+                pass_fds=(theirs.fileno(), *self._pass_fds), env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        self.process = process
+        self.starts += 1
+        wire.send(ours, self.spec)
+        with self._lock:
+            self._sock = ours
+        self._event("started", {"pid": process.pid})
+        try:
+            while raw := ours.recv(wire.DATAGRAM_BYTES_MAX):
+                self._take(ours, wire.from_process.decode(raw))
+        except ConnectionResetError:
+            pass                        # killed with unread commands in its socket
+        finally:
+            with self._lock:
+                self._sock = None
+            ours.close()
+        code = process.wait()
+        self.last_exit = (code, EXIT.get(code, f"signal {-code}" if code < 0 else "crashed"))
+        return code
+
+    def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
+        if isinstance(message, wire.WitnessAsk):
+            answer = self._witness(message.question)
+            if answer is not None:
+                wire.send(sock, wire.WitnessSaid(answer))
+        elif isinstance(message, wire.Reply):
+            with self._replied:
+                self._replies[message.number] = message.body
+                self._replied.notify_all()
+        else:
+            self._event(message.name, message.fields, message.at_ns)
+
+    def _witness(self, question: Question) -> Answer | None:
+        try:
+            return self._ask(question)
+        except Exception as e:          # whatever carries the question: the node asks again, the loss is reported
+            self._event("witness_silent", {"error": f"{type(e).__name__}: {e}", "verb": question.verb})
+            return None
+
+    def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
+        row = (name, at_ns or time.monotonic_ns(), {"node": self.spec.node, **fields})
+        self.events.append(row)
+        if self._on_event is not None:
+            with contextlib.suppress(Exception):
+                self._on_event(*row)
