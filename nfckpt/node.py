@@ -284,7 +284,7 @@ class Node:
             out |= {"role": "starting", "term": 0, "protected": False, "epoch": 0}
         if (tap := self._tap()) is not None:
             out["tap"] = tap.counters()
-        out["ports"] = {p.name: p.counters() for p in self.ports}
+        out["ports"] = {f"{i}:{p.name}": p.counters() for i, p in enumerate(self.ports)}
         if self.transport is not None:
             out["channel"] = {"bytes_sent": self.transport.bytes_sent, "bytes_received": self.transport.bytes_received,
                               "backlog": self.transport.backlog}
@@ -430,14 +430,11 @@ class Node:
             while True:
                 tap.poll()
                 self._heard()
-                try:
-                    transport = connector.poll()
-                except PeerError as e:
-                    raise _Stopped(5, e.message) from None
+                transport = connector.poll()
                 if transport is not None:
                     break
                 if time.monotonic_ns() > deadline:
-                    raise _Stopped(11, f"no active answered within {b.join_ms_max} ms")
+                    raise _Stopped(11, f"no active answered within {b.join_ms_max} ms {connector.refusal}".strip())
                 time.sleep(0.001)
         finally:
             connector.close()
@@ -501,7 +498,7 @@ class Node:
             end = time.monotonic() + 0.05
             while not (proof := self._peer_dead()) and time.monotonic() < end:
                 core.tap.poll()
-        if not core.promotable and not core.handover:
+        if not core.may_claim:
             raise _Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=now, reason=reason,
                                  proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover)

@@ -2,7 +2,8 @@
 
 Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            each step's µs go into the receipt
 
-            CLAIM    on suspicion the witness is asked for the next term; on proof (profile host) the standing grant serves.
+            CLAIM    on suspicion the witness is asked for the next term; on proof (profile host) the standing grant serves,
+                     once the active told us that it is recorded.
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
             SETTLE   keep reading the segment and the channel until no committed output is unaccounted for, or the skew is over.
@@ -68,7 +69,7 @@ class Takeover:
         """Call often. Returns what to do; ends with Promote."""
         effects: list[Effect] = []
         if self.step is Step.CLAIM:
-            if self.proof and self.kills or self.handover:
+            if self.standby.promotable and (self.proof and self.kills or self.handover):
                 effects.append(Ask(Question("took", self.node, self.term)))
                 self._next(now, Step.FENCE)
             elif now - self._asked_ns > self.bounds.claim_ms_max * MS or not self._asked_ns:

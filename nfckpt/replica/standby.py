@@ -4,11 +4,10 @@ Rules       JOINING     greeted the active; waits for its welcome.
             SYNCING     outputs of the active are held from here on. After one skew the tap opens (strays of before have
                         passed) and pages come with the epochs. Not promotable: a peer lost now means starting again blank.
             WHOLE       every page is here, and on every port the tap covers what no epoch names (rule 9); the active was
-                        told and asks the witness to record us.
+                        told and asks the witness to record us. If it is lost now, only the witness knows whether it did.
             STANDBY     recorded: protected. Promotable: on proof by the standing grant, on suspicion by the witness.
-            LEAVING     promotion has begun (takeover.py), or this process ends.
 
-Picture     JOINING ─welcome─► SYNCING ─last page, tap covers─► WHOLE ─recorded─► STANDBY ─lost─► LEAVING
+Picture     JOINING ─welcome─► SYNCING ─last page, tap covers─► WHOLE ─recorded─► STANDBY      promotion: failover/takeover.py
 
 Order of one epoch (I7): whole in private memory → checked → names and outputs registered → ack → swapped into the arena.
 """
@@ -42,7 +41,6 @@ class StandbyState(Enum):
     SYNCING = "syncing"
     WHOLE = "whole"
     STANDBY = "standby"
-    LEAVING = "leaving"
 
 
 S = StandbyState
@@ -50,11 +48,6 @@ TRANSITIONS: dict[tuple[StandbyState, str], StandbyState] = {
     (S.JOINING, "welcome"): S.SYNCING,
     (S.SYNCING, "whole"): S.WHOLE,
     (S.WHOLE, "recorded"): S.STANDBY,
-    (S.STANDBY, "lost"): S.LEAVING,
-    (S.STANDBY, "handover"): S.LEAVING,
-    (S.WHOLE, "lost"): S.LEAVING,
-    (S.SYNCING, "lost"): S.LEAVING,
-    (S.JOINING, "lost"): S.LEAVING,
 }
 
 MS = 1_000_000
@@ -89,8 +82,13 @@ class Standby:
 
     @property
     def promotable(self) -> bool:
-        """Whole, covered, and recorded by the witness."""
+        """Whole, covered, and recorded by the witness: the standing grant is ours."""
         return self.state is S.STANDBY
+
+    @property
+    def may_claim(self) -> bool:
+        """Whole and covered; whether we are recorded the witness knows, even if the active died before it could say so."""
+        return self.state in (S.WHOLE, S.STANDBY)
 
     def hello(self) -> list[Effect]:
         return [Send(kinds.CONTROL, encode_control(Hello(self.pair, self.node, PROTOCOL, self.layout)))]
@@ -126,7 +124,6 @@ class Standby:
             self._move("recorded")
             return [Event("standby", {"term": self.term})]
         if isinstance(message, Handover) and self.state is S.STANDBY:
-            self._move("handover")
             self.handover = True
             return []
         raise PeerError(f"{type(message).__name__} while {self.state.value}")

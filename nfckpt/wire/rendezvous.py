@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 
 from nfckpt.config import PairConfig
-from nfckpt.errors import PortError
+from nfckpt.errors import PeerError, PortError
 from nfckpt.ports.af_packet import in_netns
 from nfckpt.secrets import PairSecrets
 from nfckpt.wire.keeper import NodeSpec
@@ -76,11 +76,12 @@ class Listener:
 
 
 class Connector:
-    """The follower's side: dials `peer` again and again. Raises PeerError when it is there and refuses the handshake."""
+    """The follower's side: dials `peer` again and again. `refusal`: why the last handshake failed, "" while none did."""
 
     def __init__(self, config: PairConfig, spec: NodeSpec, peer: str, life_fd: int) -> None:
         self._config, self._spec, self._peer, self._life_fd = config, spec, peer, life_fd
         self._of: ShmConnect | TcpConnect | None = None
+        self.refusal = ""
 
     def poll(self) -> Transport | None:
         """One step. A channel, or None: not yet (nobody there, or still shaking hands)."""
@@ -93,7 +94,15 @@ class Connector:
                 if sock is None:
                     return None
                 self._of = TcpConnect(sock, _tcp(config, self._spec))
-        return self._of.poll()
+        try:
+            transport = self._of.poll()
+        except PeerError as e:
+            self.refusal = str(e)
+            self.close()
+            return None
+        if transport is not None:
+            self._of = None             # the channel owns the socket now
+        return transport
 
     def _dial(self) -> socket.socket | None:
         host, port = _address(self._config, self._peer)
@@ -115,3 +124,4 @@ class Connector:
     def close(self) -> None:
         if self._of is not None:
             self._of.close()
+            self._of = None
