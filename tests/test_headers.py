@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nfckpt.native.burst import Burst
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 
+from nfckpt.native.burst import Burst
 from nfckpt.native.headers import parse_burst
 from tests import headers_twin
 from tests.frames import corpus, fix_ip4, mutate, well_formed

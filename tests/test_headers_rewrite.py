@@ -6,13 +6,13 @@ import random
 
 import numpy as np
 import pytest
-from nfckpt.native.burst import Burst
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from nfckpt.errors import StateError
+from nfckpt.native.burst import Burst
 from nfckpt.native.headers import parse_burst
 from nfckpt.native.rewrite import internet_checksum, macs, quoted, rewrite, rewrite_quoted, ttl
 from tests import headers_twin

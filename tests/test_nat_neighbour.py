@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from nfckpt.native.burst import Burst
 from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from nfckpt.native.burst import Burst
 from nfckpt.native.headers import parse_burst
 from nfckpt.native.neighbour import answer_arp, answer_solicitation, ask_arp, sender_mac
 from nfckpt.packet import build

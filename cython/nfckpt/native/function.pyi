@@ -1,9 +1,8 @@
 from collections.abc import Iterable
 
 from nfckpt.native.burst import Burst
-from nfckpt.state.state import State
-
 from nfckpt.nf import Context
+from nfckpt.state.state import State
 
 class NativeFunction:
     @property

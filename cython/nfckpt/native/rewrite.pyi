@@ -1,8 +1,9 @@
 from typing import Any
 
 import numpy as np
-from nfckpt.native.burst import Burst
 from numpy.typing import ArrayLike, NDArray
+
+from nfckpt.native.burst import Burst
 
 def rewrite(
     burst: Burst,
