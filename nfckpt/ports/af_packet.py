@@ -18,13 +18,13 @@ Promises
 P1  VLAN tags, which the kernel strips, are put back: a frame reads as it was on the wire.
 P2  Nothing vanishes unseen: the ring's own drops are rx_ring_drops (sent = rx_frames + rx_ring_drops + rx_oversize),
     frames longer than a slot rx_oversize, offloaded checksums rx_bad_checksum (such frames are handed out).
-P3  Link down: `link_down` is True, frames wait in the transmit ring, flush says how many; they leave when it is up.
-    Device removed: after the last frame in the ring rx returns -1, `gone` is True.
-    No carrier (the other end of a veth is down): the kernel drops and tells nobody, as a cable would.
-P4  An egress hook that drops (a fence) leaves the frame in the ring: it leaves if the hook opens again before close().
+P3  Link down or without carrier: `link_down` is True, frames wait in the transmit ring, flush says how many; they leave
+    when it is up again. Device removed: after the last frame in the ring rx returns -1, `gone` is True.
+P4  An egress hook that drops (a fence) leaves the frame in the ring, and it leaves when the hook opens. So that no frame of
+    an old term leaves under a new term's mark (I9), set_mark discards what waits.
 P5  A failed opening leaves nothing open.
 
-Errors: PortError (no such device, no such namespace, device down to its last page), MachineError (a permission or kernel
+Errors: PortError (no such device, no such namespace), MachineError (a permission or kernel
 feature is missing), ConfigError (ring sizes that cannot be).
 Source: packet(7), Documentation/networking/packet_mmap.rst.
 """
@@ -103,9 +103,13 @@ class AfPacketPort(AfPacketRing):
         sock.detach()
 
     def set_mark(self, mark: int) -> None:
-        """SO_MARK of every frame sent from now on. Raises PortError when closed, MachineError without CAP_NET_ADMIN."""
+        """SO_MARK of every frame sent from now on; frames that still wait are given up (P4).
+
+        Raises PortError when closed, MachineError without CAP_NET_ADMIN.
+        """
         if self.fd < 0:
             raise self.why_gone()
+        self.discard()
         with socket.socket(fileno=os.dup(self.fd)) as sock:
             _set_mark(sock, self.name, mark)
 

@@ -18,6 +18,8 @@ tx(data, n)             1 taken; 0 full: flush, and try the same frame again lat
                         bytes, too long for the device, port gone), counted in tx_errors. A taken frame leaves in order.
 flush()                 Frames that still wait in the ring (0: the device has them all), or -1: gone. Waiting frames need
                         another flush; they leave late rather than never, and nothing overtakes them.
+discard()               Gives up what still waits. A node that stops being active calls it before anything else: frames
+                        of the old term, held up by a fence or a dead link, must not leave in a new one (I9).
 
 Gone                A device that vanished stays gone; a new one is a new port. `why_gone()` is the PortError to raise. A
                     link that is down is not gone: frames wait.
@@ -54,7 +56,7 @@ class PortCounters(TypedDict):
     tx_frames: int          # the device took them
     tx_bytes: int
     tx_full: int            # calls of tx that were told "full"
-    tx_errors: int          # refused for good, or still waiting when the device went away
+    tx_errors: int          # refused for good, discarded, or still waiting when the device went away
 
 
 class Capabilities(TypedDict):
@@ -81,6 +83,7 @@ class PortLike(Protocol):
     def tx_from(self, burst: Burst, first: int = 0) -> int: ...
     def tx_frame(self, frame: bytes) -> int: ...
     def tx_flush(self) -> int: ...
+    def discard(self) -> int: ...
     def counters(self) -> PortCounters: ...
     def capabilities(self) -> Capabilities: ...
     def fileno(self) -> int: ...

