@@ -498,6 +498,37 @@ def test_doorbell_two_processes_100k_messages(start: Callable[..., tuple[subproc
     t.close()
 
 
+def test_doorbell_race(start: Callable[..., tuple[subprocess.Popen[str], ShmTransport]]) -> None:
+    """The narrowest moment: the answer comes just as we announce our sleep. Each side on its own CPU, both wait a random
+    few microseconds first, so that the two meet in every order."""
+    rounds, slept, refrained = 50_000, 0, 0
+    cpus = os.sched_getaffinity(0)
+    delays = [range(random.Random(i).randrange(500)) for i in range(1023)]
+    peer, t = start("race", rounds)
+    poller = select.poll()
+    poller.register(t.fileno(), select.POLLIN)
+    os.sched_setaffinity(0, {min(cpus)})
+    os.sched_setaffinity(peer.pid, {max(cpus)})
+    try:
+        for i in range(rounds):
+            t.send(1, b"question")
+            for _ in delays[i % 1023]:
+                pass
+            while t.recv() is None:
+                if t.before_sleep():
+                    slept += 1
+                    assert poller.poll(5000), f"lost wake-up in round {i}"
+                    t.after_sleep()
+                else:
+                    refrained += 1
+    finally:
+        os.sched_setaffinity(0, cpus)
+    print(f"{rounds} rounds: slept {slept} times, thought better of it {refrained} times")
+    if len(cpus) > 1:
+        assert slept > 50
+    t.close()
+
+
 def test_doorbell_one_at_a_time_threads() -> None:
     """The narrowest race: each message is sent just as the other side goes to sleep. 20,000 round trips, always blocking."""
     a, b = shm_pair(4096, message_bytes_max=1000, send_backlog_bytes_max=1000)

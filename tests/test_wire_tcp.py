@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -224,10 +225,8 @@ def test_a_reflected_stream_is_refused() -> None:
 
     def step() -> bool:
         connect.poll()
-        try:
+        with contextlib.suppress(BlockingIOError):
             mirror.sendall(mirror.recv(4096))
-        except BlockingIOError:
-            pass
         return False
 
     with pytest.raises(PeerError, match="sent back"):
@@ -251,10 +250,8 @@ def test_a_slow_peer_is_dropped_and_others_served() -> None:
         a, b = a or served, b or connect.poll()
         if sent < 60 and time.monotonic() - began > sent * 0.01:
             for s in slow:
-                try:
+                with contextlib.suppress(OSError):
                     s.send(drip[sent:sent + 1])
-                except OSError:
-                    pass
             sent += 1
     assert time.monotonic() - began < 1.5 and "in time" in str(listener.last_refusal)
     a.close()

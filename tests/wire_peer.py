@@ -9,7 +9,7 @@ import select
 import sys
 import time
 
-from nfckpt.wire.shm import ShmConnect, ShmOptions, ShmTransport, shm_connect
+from nfckpt.wire.shm import ShmOptions, ShmTransport, shm_connect
 from nfckpt.wire.transport import Transport
 
 
@@ -57,13 +57,21 @@ def ping(t: ShmTransport, n: int, seed: int) -> None:
         wait(t)
 
 
+def race(t: ShmTransport, n: int) -> None:
+    """Answer n messages, spinning, each after 0 to 3 us: just about when the other side goes to sleep."""
+    rng = random.Random(n)
+    delays = [range(rng.randrange(150)) for _ in range(1024)]
+    for i in range(n):
+        while t.recv() is None:
+            assert t.closed is None, t.closed
+        for _ in delays[i & 1023]:
+            pass
+        t.send(1, b"answer")
+
+
 def main() -> None:
     mode, path, *rest = sys.argv[1:]
     options = ShmOptions(ring_bytes=1 << 14)
-    if mode == "half":      # a handshake that stops in the middle
-        c = ShmConnect(path, options)
-        c.poll()
-        time.sleep(30)
     t = shm_connect(path, time.monotonic() + 10, options)
     if mode == "flood":                                 # until killed
         i = 0
@@ -84,6 +92,11 @@ def main() -> None:
     elif mode == "ping":
         ping(t, int(rest[0]), int(rest[1]))
         while t.closed is None:                         # let the other side finish
+            if t.recv() is None:
+                wait(t)
+    elif mode == "race":
+        race(t, int(rest[0]))
+        while t.closed is None:
             if t.recv() is None:
                 wait(t)
     elif mode == "exit":

@@ -75,6 +75,7 @@ TAG_BYTES = 16
 FLUSH_BYTES_MAX = 1 << 20
 RX_BYTES = 256 << 10
 BY_REFERENCE_BYTES_MIN = 16 << 10
+SMALL_BYTES_MAX = 16 << 10
 HANDSHAKES_MAX = 8
 _HELLO = struct.Struct("<8sIB3sQ32s32s")
 _RECORD = struct.Struct("<IB3s")
@@ -247,6 +248,25 @@ class TcpTransport:
         return True
 
     def flush(self) -> bool:
+        if not self._sealed and not self._queue and self._tx_reason is None:
+            if not self._small:
+                return True
+            if len(self._small) <= SMALL_BYTES_MAX:         # the usual turn: one record, one write
+                raw = b"".join(self._seal.seal(DATA, self._small))
+                self._small = bytearray()
+                self._backlog = 0
+                try:
+                    n = self._sock.send(raw)
+                except (BlockingIOError, InterruptedError):
+                    n = 0
+                except OSError as e:
+                    self._tx_reason = f"the connection broke: {e.strerror}"
+                    return False
+                if n == len(raw):
+                    return True
+                self._sealed.append(memoryview(raw)[n:])
+                self._sealed_bytes = len(raw) - n
+                return False
         written = 0
         while self._tx_reason is None and written < FLUSH_BYTES_MAX:
             while self._backlog and self._sealed_bytes < RECORD_BYTES_MAX:
@@ -269,7 +289,7 @@ class TcpTransport:
                     break
                 n -= len(first)
                 self._sealed.popleft()
-        return not self._backlog and not self._sealed_bytes
+        return self._tx_reason is None and not self._backlog and not self._sealed_bytes
 
     def _seal_one(self) -> None:
         """One record of up to 128 KiB out of the queue. Pieces are joined only where they are small."""
@@ -302,7 +322,7 @@ class TcpTransport:
         if self._reason is not None:
             return None
         try:
-            if not self._open_records() and self._in.read():
+            if (not self._in.torn or not self._open_records()) and self._in.read():
                 self._open_records()
             if self._in.ended and self._reason is None and not self._messages:
                 raise PeerError("the peer's stream was cut short"
@@ -332,24 +352,26 @@ class TcpTransport:
     def _parse(self, plain: bytes) -> None:
         at, n = 0, len(plain)
         while at < n:
+            if self._body is None and not self._head and n - at >= 8:       # a whole message, nearly always
+                length, kind, zero = _MESSAGE.unpack_from(plain, at)
+                end = at + 8 + length
+                if end <= n and length <= self._message_max and zero == _ZERO:
+                    self._messages.append((kind, memoryview(bytearray(plain[at + 8:end]))))
+                    self.bytes_received += length
+                    at = end
+                    continue
             if self._body is None:
-                if self._head or n - at < 8:
-                    take = 8 - len(self._head)
-                    self._head += plain[at:at + take]
-                    at += take
-                    if len(self._head) < 8:
-                        return
-                    length, kind, zero = _MESSAGE.unpack(self._head)
-                    self._head.clear()
-                else:
-                    length, kind, zero = _MESSAGE.unpack_from(plain, at)
-                    at += 8
-                if length > self._message_max or zero != _ZERO:
-                    raise PeerError(f"a message of {length} bytes: more than message_bytes_max = {self._message_max}")
-                self._kind, self._need = kind, length
-                self._body = bytearray(plain[at:at + length])
-            else:
-                self._body += memoryview(plain)[at:at + self._need]
+                take = min(8 - len(self._head), n - at)
+                self._head += plain[at:at + take]
+                at += take
+                if len(self._head) < 8:
+                    return
+                self._need, self._kind, zero = _MESSAGE.unpack(self._head)
+                if self._need > self._message_max or zero != _ZERO:
+                    raise PeerError(f"a message of {self._need} bytes: more than message_bytes_max = {self._message_max}")
+                self._head.clear()
+                self._body = bytearray()
+            self._body += memoryview(plain)[at:at + self._need]
             got = min(self._need, n - at)
             at += got
             self._need -= got
@@ -377,7 +399,7 @@ class TcpTransport:
 
     def close(self) -> None:
         if self._reason is None:
-            if self.flush() and self._tx_reason is None:
+            if self.flush():
                 self._put(CLOSE, b"")
                 with contextlib.suppress(OSError):
                     self._sock.sendmsg(self._sealed)
