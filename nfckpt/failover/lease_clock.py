@@ -53,7 +53,7 @@ class LeaseClock:
     """The active's side. `now_ns` is this machine's CLOCK_MONOTONIC, never going backwards.
 
     lease_ms   what the standby's ack promises, without its margin
-    tick_ms    by how much the kernel may end it early (two jiffies: 8 at HZ=250)
+    tick_ms    by how much the kernel may end it early (two jiffies: 8 at HZ=250, 20 at HZ=100)
     Raises ConfigError when a lease would hold no two beats.
     """
 

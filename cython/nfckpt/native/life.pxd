@@ -1,6 +1,6 @@
 """Life: a page that says whether one thread of one process still lives, and the kernel's own word when it does not."""
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     ALIVE = 0
