@@ -15,8 +15,8 @@ Result      {"valid": True, "seconds": 30.1, "cpu_s": {"udp client": 3.9, …},
              "kills": [{"t_ns", "outage_ms", "opened_during_outage"}, …], "outage_ms": [3.1, …]}
 
 outage_ms   per kill: the largest one-way delay of a frame, or silence in which frames were lost, of either direction,
-            from the kill to the next one or WINDOW_S later; 0.0 where none passed `late_ms`. A direction that fell
-            silent for good is out until its sender stopped.
+            that began before the next kill and at most WINDOW_S later; 0.0 where none passed `late_ms`. A direction
+            that fell silent for good is out until its sender stopped.
 Promises    W1 every sent number is received or lost.  W2 `valid` is False where a sink dropped frames or a log is full.
             W3 when the workload's process dies, its programs exit by themselves.
 """
@@ -43,7 +43,7 @@ from nfckpt.testbed.topology import CLIENT_IPS, SERVER_IP, Testbed
 
 __all__ = ["Load", "Workload", "problems"]
 
-WINDOW_S = 5.0
+WINDOW_S = 1.0          # what begins later than this after a kill has another cause
 READY_S_MAX = 15.0
 REPORT_S_MAX = 45.0     # a fetch by curl may take 30
 
