@@ -253,6 +253,21 @@ def test_cut_mend_and_machine_death(bed: Testbed) -> None:
     print(f"all links of a node down in {1000 * took:.1f} ms")
 
 
+def test_a_port_held_after_down_reaches_nobody() -> None:
+    frame = bytes.fromhex("020000000001" "020000000000" "88b5") + bytes(50)
+    bed = Testbed(f"h{os.getpid()}")
+    bed.up()
+    with port(bed, "a", "lan") as a, port(bed, "client", "eth0") as client:
+        a.send(frame)
+        assert wait_for(client, frame)
+        bed.down()
+        with suppress(OSError):     # the device may be gone by now
+            a.send(frame)
+        client.settimeout(0.1)
+        with suppress(OSError):
+            assert not wait_for(client, frame)
+
+
 def test_replication_link(bed: Testbed) -> None:
     def listen(address: str) -> socket.socket:
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -9,7 +9,7 @@
 Result      {"valid": True, "seconds": 30.1, "cpu_s": {"udp client": 3.9, …},
              "tcp": {"connections", "opened_during_outage", "failed", "reset", "corrupt", "source_changed", "blocks"},
              "udp": {"sent", "received", "lost", "duplicated", "reordered", "corrupt", "source_changed",
-                     "sink_overflow", "send_errors", "delay_ms_max", "sources"},    # client to server
+                     "sink_overflow", "send_errors", "skipped", "delay_ms_max", "sources"},   # client to server
              "udp_reverse": {…},                                            # server to client, through the mapping
              "web": {"fetched", "failed", "corrupt"} or None,
              "kills": [{"t_ns", "outage_ms", "opened_during_outage"}, …], "outage_ms": [3.1, …]}
@@ -183,7 +183,7 @@ def problems(result: dict[str, Any]) -> list[str]:
 
 def _one_way(sender: dict[str, Any], sink: dict[str, Any]) -> dict[str, Any]:
     keys = "received", "duplicated", "reordered", "corrupt", "source_changed", "sink_overflow", "delay_ms_max", "sources"
-    return {"sent": sender["sent"], "lost": sender["sent"] - sink["received"], "send_errors": sender["send_errors"],
+    return {"sent": sender["sent"], "lost": sender["sent"] - sink["received"], "send_errors": sender["send_errors"], "skipped": sender["skipped"],
             **{key: sink[key] for key in keys}}
 
 

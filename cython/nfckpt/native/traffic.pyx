@@ -10,7 +10,7 @@ Picture     0       4        6      8     16      24          32      40        
             check = nf_hash(KEYS, nf_hash(KEYS, 0, bytes 0..32), bytes 40..)            (digest.pxd)
 
 Sender      every millisecond one sendmmsg of what is due, the streams in turn. A number is used up only when the
-            kernel took the datagram, so `sent` is exact. After a hole it catches up at twice the pace, at most 4 ms.
+            kernel took the datagram, so `sent` is exact. After a hole it catches up at twice the pace, at most 50 ms.
 Sink        reads its own TPACKET_V2 ring (see packet_mmap in the kernel's documentation), not a socket: a ring of
             16,384 frames needs no privilege over net.core.rmem_max and holds 0.8 s at 20,000 frames/s, so it may
             sleep a millisecond between looks and the kernel's timestamps still say when each frame came.
@@ -122,7 +122,7 @@ cdef enum:
     STREAMS_MAX = 64
     EPISODES_MAX = 65536
     TICK_NS = 1000000
-    CATCH_UP_NS = 4000000   # a sender that was held up longer skips the rest: no burst that nobody could carry
+    CATCH_UP_NS = 50000000   # a sender that was held up longer skips the rest: no burst that nobody could carry
     RING = 16384            # frames in a sink's ring
     MERGE_NS = 10000000     # late frames closer than this are one episode
 
