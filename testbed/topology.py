@@ -1,22 +1,25 @@
 """Topology: client and server with two nodes between them, each hub, host and node in a namespace of its own.
 
-                      hub_lan            node a            hub_wan
-    client eth0 ──── [client]           ┌───────┐          [server] ──── eth0 server
-    10.0.0.2/24      [ a ]───────── lan │ 10.99 │ wan ───────[ a ]       198.51.100.2/24
-    gw 10.0.0.1      [ b ]──────┐       │  .0.1 │       ┌────[ b ]
-                                │       └── rep ┘       │
-                                │       ┌── rep ┐       │
-                                └─── lan│ 10.99 │wan ───┘
-                                        │  .0.2 │
-                                        └ node b┘
+                      hub_lan           nodes           hub_wan
+    client eth0 ────── [client]                          [server] ────── eth0 server
+    10.0.0.2/24        [ a ] ─────── lan  a  wan ─────── [ a ]           198.51.100.2/24
+    gw 10.0.0.1        [ b ] ──┐         rep         ┌── [ b ]
+                               │          │          │
+                               │        [ a ]        │                   a rep 10.99.0.1/24
+                               │        hub_rep      │                   b rep 10.99.0.2/24
+                               │        [ b ]        │
+                               │          │          │
+                               │         rep         │
+                               └─── lan   b   wan ───┘
 
 The hubs are bridges that learn nothing and flood everything: both nodes see every frame, as on a mirror port. The
 nodes' `lan` and `wan` have no address, no ARP, no IPv6, and are promiscuous: their kernels answer nothing, only the
-network function does. The client's other addresses are 10.0.0.3 to .9. The server knows its own subnet only, so
+network function does. `rep` is an ordinary interface. The client's other addresses are 10.0.0.3 to .9. The server knows its own subnet only, so
 what reaches it must come from 198.51.100.1, the address of the network function.
 
-Promises    T1 all offloads are off on every device (read back).   T2 nothing but the endpoints sends by itself.
-            T3 `down` deletes the cables first: whoever still holds a port can emit nothing from then on.
+Promises    T1 all offloads are off on every device that a packet socket may see: all but `rep` (read back).
+            T2 nothing but the endpoints sends by itself.
+            T3 `down` stops the hubs first: whoever still holds a port reaches nobody from then on.
             T4 two testbeds with different prefixes do not meet.
 """
 
@@ -37,18 +40,17 @@ __all__ = [
     "CLIENT_IPS", "GATEWAY_IP", "LINKS", "NAT_IP", "NODES", "REP_IPS", "ROLES", "SERVER_IP", "Testbed", "clean", "leftovers",
 ]
 
-ROLES = ("client", "hub_lan", "a", "b", "hub_wan", "server")
+ROLES = ("client", "hub_lan", "a", "hub_rep", "b", "hub_wan", "server")
 NODES = ("a", "b")
 CLIENT_IPS = tuple(f"10.0.0.{i}" for i in range(2, 10))
 GATEWAY_IP, NAT_IP, SERVER_IP = "10.0.0.1", "198.51.100.1", "198.51.100.2"
 REP_IPS = {"a": "10.99.0.1", "b": "10.99.0.2"}
-# link -> (namespace, device). On a hub the port stops forwarding: at once, both ways, and the carrier stays, as when a
-# switch further on dies; so nobody can learn of a death from a link light. (An interface set down and up again
-# forwards only when the kernel's link watch gets to it, up to 1 s later.) `rep` has no hub: a's end is set down.
+# link -> (hub, its port). A link is cut by the hub no longer forwarding there: at once, both ways, and the carrier
+# stays, as when a switch further on dies; so nobody can learn of a death from a link light. (An interface set down and
+# up again forwards only when the kernel's link watch and neighbour retries get to it, 1 to 2 s later.)
 LINKS = {
     "client": ("hub_lan", "client"), "server": ("hub_wan", "server"),
-    "a.lan": ("hub_lan", "a"), "a.wan": ("hub_wan", "a"), "b.lan": ("hub_lan", "b"), "b.wan": ("hub_wan", "b"),
-    "rep": ("a", "rep"),
+    **{f"{node}.{device}": (f"hub_{device}", node) for node in NODES for device in ("lan", "wan", "rep")},
 }
 
 
@@ -89,23 +91,25 @@ class Testbed:
                 made.append(name)
             self._hub("hub_lan", {"client": "eth0", "a": "lan", "b": "lan"})
             self._hub("hub_wan", {"server": "eth0", "a": "wan", "b": "wan"})
-            netns.run_in(self.ns("a"), _cable, "rep", self.ns("b"), "rep", mac_a=_mac("a", "rep"), mac_b=_mac("b", "rep"))
+            self._hub("hub_rep", {"a": "rep", "b": "rep"})
             for node in NODES:
                 netns.run_in(self.ns(node), _set_up_node, REP_IPS[node])
             netns.run_in(self.ns("client"), _set_up_host, CLIENT_IPS, GATEWAY_IP)
             netns.run_in(self.ns("server"), _set_up_host, (SERVER_IP,), None)
-        except BaseException:
+        except BaseException as error:
             for name in made:
                 netns.remove(name)
+            if type(error).__name__ == "NetlinkError":      # pyroute2 is not imported before it is needed
+                raise MachineError(f"no testbed: {error}", "needs veth and bridge in the kernel: see `nfckpt doctor`") from error
             raise
 
     def down(self) -> None:
-        """Delete the cables, then the namespaces. Idempotent, and works on a testbed another process brought up."""
+        """Stop the hubs, remove the namespaces; 5 ms. Idempotent, and works on a testbed another process brought up."""
         there = set(netns.listing())
-        for role in "hub_lan", "hub_wan", "a":
+        for role in "hub_lan", "hub_wan", "hub_rep":
             if self.ns(role) in there:
-                with suppress(MachineError):    # a name without a namespace, from an `up` that was killed
-                    netns.run_in(self.ns(role), _delete_devices)
+                with suppress(MachineError, OSError):   # a name without namespace or hub, from an `up` that was killed
+                    netns.run_in(self.ns(role), netns.set_flags, "hub", off=netns.UP)
         for name in _names(self.prefix):
             netns.remove(name)
 
@@ -130,11 +134,8 @@ class Testbed:
     def _switch(self, link: str, up: bool) -> None:
         if link not in LINKS:
             raise ConfigError(f"no link {link!r} in the testbed", f"one of {', '.join(LINKS)}")
-        role, device = LINKS[link]
-        if role.startswith("hub"):
-            netns.run_in(self.ns(role), netns.set_bridge_port, device, up)
-        else:
-            netns.run_in(self.ns(role), netns.set_flags, device, *((netns.UP, 0) if up else (0, netns.UP)))
+        hub, port = LINKS[link]
+        netns.run_in(self.ns(hub), netns.set_bridge_port, port, up)
 
     def _hub(self, hub: str, plugs: dict[str, str]) -> None:
         netns.run_in(self.ns(hub), _set_up_hub, {role: (self.ns(role), device, _mac(role, device)) for role, device in plugs.items()})
@@ -174,7 +175,7 @@ def _names(prefix: str) -> list[str]:
 def _links_of(node: str) -> list[str]:
     if node not in NODES:
         raise ConfigError(f"no node {node!r} in the testbed", "a or b")
-    return [f"{node}.wan", f"{node}.lan", "rep"]
+    return [f"{node}.wan", f"{node}.lan", f"{node}.rep"]
 
 
 def _mac(role: str, device: str) -> str:
@@ -194,15 +195,12 @@ def _index(ip: Any, device: str) -> int:
     return int(ip.link_lookup(ifname=device)[0])
 
 
-def _cable(device: str, other: str, other_device: str, mac_a: str | None = None, mac_b: str | None = None) -> None:
+def _cable(device: str, other: str, other_device: str, other_mac: str) -> None:
     """A veth from here, `device`, to `other_device` in namespace `other`."""
     fd = os.open(netns.NETNS_DIR / other, os.O_RDONLY | os.O_CLOEXEC)
-    peer = {"ifname": other_device, "net_ns_fd": fd}
-    if mac_b:
-        peer["address"] = mac_b
     try:
         with _route() as ip:
-            ip.link("add", ifname=device, kind="veth", peer=peer, **({"address": mac_a} if mac_a else {}))
+            ip.link("add", ifname=device, kind="veth", peer={"ifname": other_device, "address": other_mac, "net_ns_fd": fd})
     finally:
         os.close(fd)
 
@@ -215,8 +213,9 @@ def _set_up_hub(plugs: dict[str, tuple[str, str, str]]) -> None:
         hub = _index(ip, "hub")
         ip.link("set", index=hub, state="up")
         for device, (other, other_device, mac) in plugs.items():
-            _cable(device, other, other_device, mac_b=mac)
-            netns.offloads_off(device)
+            _cable(device, other, other_device, mac)
+            if other_device != "rep":
+                netns.offloads_off(device)
             port = _index(ip, device)
             ip.link("set", index=port, master=hub, state="up")
             ip.brport("set", index=port, learning=0, unicast_flood=1, mcast_flood=1, bcast_flood=1)
@@ -228,7 +227,6 @@ def _set_up_node(rep_ip: str) -> None:
     for device in "lan", "wan":
         netns.offloads_off(device)
         netns.set_flags(device, netns.UP | netns.NOARP | netns.PROMISC)
-    netns.offloads_off("rep")
     netns.set_flags("rep", netns.UP)
     with _route() as ip:
         ip.addr("add", index=_index(ip, "rep"), address=rep_ip, prefixlen=24)
@@ -243,13 +241,3 @@ def _set_up_host(addresses: tuple[str, ...], gateway: str | None) -> None:
             ip.addr("add", index=_index(ip, "eth0"), address=address, prefixlen=24)
         if gateway:
             ip.route("add", dst="default", gateway=gateway)
-
-
-def _delete_devices() -> None:
-    with _route() as ip:
-        for link in ip.get_links():
-            if link.get_attr("IFLA_IFNAME") != "lo":
-                try:
-                    ip.link("del", index=link["index"])
-                except OSError:     # went with its other end
-                    continue

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,13 +76,22 @@ def test_a_box_works_here() -> None:
     ("import os; os.kill(os.getpid(), 9)", 128 + 9),
     ("from nfckpt.testbed import box; assert box.inside()", 0),
     ("import os; assert os.listdir('/run') == ['netns'] and os.listdir('/sys/class') and os.getppid() == 1", 0),
-    ("import socket; assert [n for _, n in socket.if_nameindex()] == ['lo']; s = socket.create_server(('127.0.0.1', 0));"
+    ("import socket; assert 'eth0' not in [n for _, n in socket.if_nameindex()]; s = socket.create_server(('127.0.0.1', 0));"
      "socket.create_connection(s.getsockname())", 0),
 ])
 def test_exit_status_and_the_inside(code: str, status: int) -> None:
     with outer(code) as process:
         out, err = process.communicate(timeout=20)
         assert process.returncode == status, (out, err)
+
+
+def test_enter_box_runs_the_same_command_inside(tmp_path: Path) -> None:
+    script = tmp_path / "command.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+                      "from nfckpt.testbed import box\nbefore = box.inside()\nbox.enter_box()\n"
+                      "print(before, box.inside(), sys.argv[1:])\nsys.exit(3)\n")
+    done = subprocess.run([sys.executable, str(script), "a", "b c"], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (3, "True True ['a', 'b c']\n"), done.stderr
 
 
 BUSY = """
@@ -213,9 +223,10 @@ def test_segments_are_silent_and_offloads_off(bed: Testbed) -> None:
             s.recv(2048)
         s.close()
     for role in ROLES:
-        devices = [name for _, name in netns.run_in(bed.ns(role), socket.if_nameindex) if name not in ("lo", "hub")]
-        assert devices
-        for device in devices:
+        expected = {"client": {"eth0"}, "server": {"eth0"}, "hub_lan": {"client", "a", "b"}, "hub_wan": {"server", "a", "b"}, "hub_rep": {"a", "b"}}
+        devices = expected.get(role, {"lan", "wan", "rep"})
+        assert devices <= {name for _, name in netns.run_in(bed.ns(role), socket.if_nameindex)}
+        for device in devices - {"rep"} if role != "hub_rep" else ():
             assert not any(netns.run_in(bed.ns(role), netns.offloads, device).values()), (role, device)
 
 
@@ -240,6 +251,44 @@ def test_cut_mend_and_machine_death(bed: Testbed) -> None:
         assert wait_for(b, frame)
     assert took < 0.1
     print(f"all links of a node down in {1000 * took:.1f} ms")
+
+
+def test_a_port_held_after_down_reaches_nobody() -> None:
+    frame = bytes.fromhex("020000000001" "020000000000" "88b5") + bytes(50)
+    bed = Testbed(f"h{os.getpid()}")
+    bed.up()
+    with port(bed, "a", "lan") as a, port(bed, "client", "eth0") as client:
+        a.send(frame)
+        assert wait_for(client, frame)
+        bed.down()
+        with suppress(OSError):     # the device may be gone by now
+            a.send(frame)
+        client.settimeout(0.1)
+        with suppress(OSError):
+            assert not wait_for(client, frame)
+
+
+def test_replication_link(bed: Testbed) -> None:
+    def listen(address: str) -> socket.socket:
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s.bind((address, 7000))
+        s.settimeout(0.05)
+        return s
+
+    def arrives() -> bool:
+        for _ in range(20):         # the neighbour may have to be asked for again
+            with suppress(OSError):
+                a.sendto(b"x", ("10.99.0.2", 7000))
+            with suppress(TimeoutError):
+                return b.recv(10) == b"x"
+        return False
+
+    with netns.run_in(bed.ns("a"), listen, "10.99.0.1") as a, netns.run_in(bed.ns("b"), listen, "10.99.0.2") as b:
+        assert arrives()
+        bed.cut("b.rep")
+        assert not arrives()
+        bed.mend("b.rep")
+        assert arrives()
 
 
 def test_two_testbeds_and_leftovers(bed: Testbed) -> None:

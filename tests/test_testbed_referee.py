@@ -91,7 +91,7 @@ def wire() -> Iterator[tuple[Sink, socket.socket]]:
     def build() -> tuple[Sink, socket.socket]:
         from pyroute2 import IPRoute
         with IPRoute() as ip:
-            ip.link("add", ifname="x0", kind="veth", peer={"ifname": "x1"})
+            ip.link("add", ifname="x0", kind="veth", peer={"ifname": "x1", "address": "02:00:00:00:00:01"})
         for device in "x0", "x1":
             netns.offloads_off(device)
             netns.set_flags(device, netns.UP | netns.NOARP)
@@ -147,12 +147,13 @@ def test_sink_counts_each_fault_as_what_it_is(wire: tuple[Sink, socket.socket]) 
     sock.send(good[:40] + b"\0\0" + good[42:])      # UDP checksum taken out
     sock.send(frame(data(0, 5)[:60]))
     sock.send(frame(data(2, 0)))                    # no such stream
-    assert settled(sink) == (6, 1, 1, 16, 1, 1)
+    sock.send(b"\x06" + good[1:])                   # somebody else's MAC
+    assert settled(sink) == (6, 1, 1, 17, 1, 1)
     sock.send(frame(data(0, 5), port=9002))         # not ours: other port, fragment, protocol
     sock.send(frame(data(0, 5), frag=10))
     sock.send(frame(data(0, 5), port=8999))
     sock.send(good)
-    assert settled(sink) == (7, 1, 1, 16, 1, 1)
+    assert settled(sink) == (7, 1, 1, 17, 1, 1)
     assert sink.drops() == 0
 
 

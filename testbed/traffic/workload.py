@@ -9,14 +9,14 @@
 Result      {"valid": True, "seconds": 30.1, "cpu_s": {"udp client": 3.9, …},
              "tcp": {"connections", "opened_during_outage", "failed", "reset", "corrupt", "source_changed", "blocks"},
              "udp": {"sent", "received", "lost", "duplicated", "reordered", "corrupt", "source_changed",
-                     "sink_overflow", "send_errors", "delay_ms_max", "sources"},    # client to server
+                     "sink_overflow", "send_errors", "skipped", "delay_ms_max", "sources"},   # client to server
              "udp_reverse": {…},                                            # server to client, through the mapping
              "web": {"fetched", "failed", "corrupt"} or None,
              "kills": [{"t_ns", "outage_ms", "opened_during_outage"}, …], "outage_ms": [3.1, …]}
 
 outage_ms   per kill: the largest one-way delay of a frame, or silence in which frames were lost, of either direction,
-            from the kill to the next one or WINDOW_S later; 0.0 where none passed `late_ms`. A direction that fell
-            silent for good is out until its sender stopped.
+            that began before the next kill and at most WINDOW_S later; 0.0 where none passed `late_ms`. A direction
+            that fell silent for good is out until its sender stopped.
 Promises    W1 every sent number is received or lost.  W2 `valid` is False where a sink dropped frames or a log is full.
             W3 when the workload's process dies, its programs exit by themselves.
 """
@@ -43,7 +43,7 @@ from nfckpt.testbed.topology import CLIENT_IPS, SERVER_IP, Testbed
 
 __all__ = ["Load", "Workload", "problems"]
 
-WINDOW_S = 5.0
+WINDOW_S = 1.0          # what begins later than this after a kill has another cause
 READY_S_MAX = 15.0
 REPORT_S_MAX = 45.0     # a fetch by curl may take 30
 
@@ -183,7 +183,7 @@ def problems(result: dict[str, Any]) -> list[str]:
 
 def _one_way(sender: dict[str, Any], sink: dict[str, Any]) -> dict[str, Any]:
     keys = "received", "duplicated", "reordered", "corrupt", "source_changed", "sink_overflow", "delay_ms_max", "sources"
-    return {"sent": sender["sent"], "lost": sender["sent"] - sink["received"], "send_errors": sender["send_errors"],
+    return {"sent": sender["sent"], "lost": sender["sent"] - sink["received"], "send_errors": sender["send_errors"], "skipped": sender["skipped"],
             **{key: sink[key] for key in keys}}
 
 

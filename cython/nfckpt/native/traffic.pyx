@@ -10,13 +10,13 @@ Picture     0       4        6      8     16      24          32      40        
             check = nf_hash(KEYS, nf_hash(KEYS, 0, bytes 0..32), bytes 40..)            (digest.pxd)
 
 Sender      every millisecond one sendmmsg of what is due, the streams in turn. A number is used up only when the
-            kernel took the datagram, so `sent` is exact. After a hole it catches up at twice the pace, at most 4 ms.
+            kernel took the datagram, so `sent` is exact. After a hole it catches up at twice the pace, at most 50 ms.
 Sink        reads its own TPACKET_V2 ring (see packet_mmap in the kernel's documentation), not a socket: a ring of
             16,384 frames needs no privilege over net.core.rmem_max and holds 0.8 s at 20,000 frames/s, so it may
             sleep a millisecond between looks and the kernel's timestamps still say when each frame came.
             `drops` above 0 means the sink was too slow: such a run proves nothing.
-Promises    every DATA frame with a right IP header checksum, UDP checksum and check is counted once in `received` or
-            in `duplicated`; every other frame to its ports is `corrupt`. Spells of late frames are logged: a one-way
+Promises    every DATA frame with our MAC, a right IP header checksum, UDP checksum and check is counted once in `received`
+            or in `duplicated`; every other frame to its ports is `corrupt`. Spells of late frames are logged: a one-way
             delay above `late_ns`, or a silence above it after which a total is missing (so a sender that was held up
             itself is not taken for an outage of what lies between).
 """
@@ -62,6 +62,8 @@ cdef extern from * nogil:
         uint16_t w; for (; n > 1; p += 2, n -= 2) { memcpy(&w, p, 2); s += w; }
         if (n) { w = 0; memcpy(&w, p, 1); s += w; } return s; }
     static int nf_sum_ok(uint32_t s) { s = (s & 0xffff) + (s >> 16); s += s >> 16; return (s & 0xffff) == 0xffff; }
+    static int nf_for_us(const void *h) {     /* by its MAC: a kernel would drop what is meant for somebody else */
+        return ((const struct sockaddr_ll *)((const char *)h + TPACKET_ALIGN(sizeof(struct tpacket2_hdr))))->sll_pkttype == 0; }
     /* IPv4/UDP packet of n bytes at p -> its payload, or NULL where a length or a checksum is wrong */
     static const uint8_t *nf_udp(const uint8_t *p, uint32_t n, uint32_t *bytes, uint32_t *ip, uint16_t *port) {
         uint32_t ihl = (p[0] & 15u) * 4; uint16_t total, u, sum;
@@ -106,6 +108,7 @@ cdef extern from * nogil:
     uint64_t nf_clock(int) noexcept
     void nf_sleep_until(uint64_t) noexcept
     int nf_send(nf_batch*, int, sockaddr_in*, uint8_t*, uint32_t, int) noexcept
+    int nf_for_us(const void*) noexcept
     const uint8_t* nf_udp(const uint8_t*, uint32_t, uint32_t*, uint32_t*, uint16_t*) noexcept
     uint16_t htons(uint16_t)
     uint32_t htonl(uint32_t)
@@ -122,7 +125,7 @@ cdef enum:
     STREAMS_MAX = 64
     EPISODES_MAX = 65536
     TICK_NS = 1000000
-    CATCH_UP_NS = 4000000   # a sender that was held up longer skips the rest: no burst that nobody could carry
+    CATCH_UP_NS = 50000000   # a sender that was held up longer skips the rest: no burst that nobody could carry
     RING = 16384            # frames in a sink's ring
     MERGE_NS = 10000000     # late frames closer than this are one episode
 
@@ -382,7 +385,7 @@ cdef class Sink:
         cdef const nf_datagram* d
         cdef Stream* s
         cdef uint8_t bit
-        if h.tp_snaplen >= 14 and not h.tp_status & TP_STATUS_CSUMNOTREADY:     # partial checksum: offloads are on
+        if h.tp_snaplen >= 14 and nf_for_us(h) and not h.tp_status & TP_STATUS_CSUMNOTREADY:    # partial: offloads are on
             p = nf_udp(<uint8_t*>h + h.tp_net, h.tp_snaplen - 14, &n, &ip, &port)
         d = <const nf_datagram*>p
         if p == NULL or n != self.payload or d.magic != MAGIC or d.check != _check(p, n) or d.stream >= self.streams \
