@@ -428,7 +428,7 @@ class Node:
         connector = Connector(self.config, self.spec, self.peer, self.life_fd)
         try:
             while True:
-                tap.poll()
+                tap.poll(time.monotonic_ns())
                 self._heard()
                 transport = connector.poll()
                 if transport is not None:
@@ -448,7 +448,7 @@ class Node:
             self._follow_once(core, time.monotonic_ns())
 
     def _follow_once(self, core: Standby, now: int) -> None:
-        busy = core.tap.poll()
+        busy = core.tap.poll(now)
         t = self.transport
         lost = ""
         if t is not None:
@@ -497,7 +497,7 @@ class Node:
             # the channel ended: give the kernel a moment to say that the process did as well
             end = time.monotonic() + 0.05
             while not (proof := self._peer_dead()) and time.monotonic() < end:
-                core.tap.poll()
+                core.tap.poll(time.monotonic_ns())
         if not core.may_claim:
             raise _Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=now, reason=reason,
@@ -674,7 +674,7 @@ class Node:
                 fresh.close()
         tap = self.agent.tap
         if tap is not None:
-            tap.age(now, 0)
+            tap.age(0)
             if now >= self.receipt_due_ns and not tap.waiting_inputs:
                 self._finish_receipt(tap)
                 self.agent.tap = None

@@ -67,8 +67,8 @@ class LocalPair:
 
     def close(self) -> None:
         """Stop both nodes in order and remove every trace. Idempotent."""
-        for keeper in self.keepers.values():
-            keeper.stop()
+        for name in sorted(self.keepers, key=lambda n: n == self.active):      # the standby first: nobody takes over
+            self.keepers[name].stop()
         shutil.rmtree(self._run_dir, ignore_errors=True)
 
     def __enter__(self) -> LocalPair:

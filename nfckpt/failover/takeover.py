@@ -87,7 +87,7 @@ class Takeover:
             elif not self.leases or now >= self.standby.acked_ns + (self.bounds.lease_ms + self.bounds.lease_margin_ms) * MS:
                 self._fenced(now)
         if self.step is Step.SETTLE:
-            settled = now - self._fenced_ns >= self.bounds.tap_skew_ms_max * MS
+            settled = self.standby.tap.read_ns >= self._fenced_ns + self.bounds.tap_skew_ms_max * MS
             if settled or not self.standby.tap.waiting_outputs:
                 self._next(now, Step.LIVE)
                 effects.append(Promote(self.term))

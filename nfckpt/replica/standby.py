@@ -162,7 +162,7 @@ class Standby:
                 self.divergent += 1
                 return [*effects, Event("divergent", {"epoch": record.epoch}),
                         Stop(6, f"the arena differs from the active's at epoch {record.epoch}")]
-        self.tap.age(now, self.released_through)
+        self.tap.age(self.released_through)
         return effects + self._progress(now)
 
     def _progress(self, now: int) -> list[Effect]:

@@ -9,6 +9,8 @@ Picture     app ── rx_burst ──► hook(): acks in, releases out, maybe a
 
 Who calls   one thread, the one that polls. The hook is the node's; it returns True when the answer must be "no packets".
 """
+from time import monotonic_ns
+
 from nfckpt.errors import PortError, StateError
 
 from libc.string cimport memcpy
@@ -68,7 +70,7 @@ cdef class Agent:
         cdef Port port
         cdef int i, k, n, want, n_ports = len(self.ports)
         if self.tap is not None:
-            self.tap.poll()
+            self.tap.poll(monotonic_ns())
             self.tap.take(b, max_frames)
         else:
             self._turn = (self._turn + 1) % n_ports

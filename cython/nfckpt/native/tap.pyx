@@ -22,6 +22,7 @@ from nfckpt.errors import StateError
 
 from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
+from nfckpt.native.burst cimport BURST_MAX
 from nfckpt.native.digest cimport nf_frame_key
 from nfckpt.native.keyed_fifo cimport Entry, NO_ENTRY
 
@@ -61,6 +62,7 @@ cdef class Tap:
         self.exact = False
         self.rt_old = self.rt_new = self.rt_at = 0
         self.gap_until = 0
+        self.read_ns = 0
 
     def covers(self, uint64_t since):
         """Rule 9: True when on every port the active is known to have answered for all that came before `since`."""
@@ -108,19 +110,28 @@ cdef class Tap:
         if ts > self.named_ts[port]:
             self.named_ts[port] = ts
 
-    def poll(self, int max_frames=256):
-        """Read the ports once. Returns frames read. Raises PortError when a port is gone."""
+    def poll(self, uint64_t now, int bursts_max=8):
+        """Read every port until it is empty, or `bursts_max` bursts of it. `now`: read before the call. Returns frames read.
+        Raises PortError when a port is gone."""
         cdef Burst b = self._scratch
         cdef Port port
-        cdef int i, total = 0
+        cdef int i, n, total = 0, turn
         cdef uint8_t index = 0
+        cdef uint64_t through = now
         for port in self.ports:
-            b.clear()
-            total += port.rx_burst(b, max_frames, index)
-            for i in range(b.n):
-                self._classify(nf_frame_key(self.secret, index, b.data(i), b.length[i]), index, b.ts[i],
-                               b.data(i), b.length[i])
+            for turn in range(bursts_max):
+                b.clear()
+                n = port.rx_burst(b, BURST_MAX, index)
+                for i in range(n):
+                    self._classify(nf_frame_key(self.secret, index, b.data(i), b.length[i]), index, b.ts[i],
+                                   b.data(i), b.length[i])
+                total += n
+                if n < BURST_MAX and b.has_room():
+                    break
+            else:
+                through = self.read_ns      # this port still holds older frames
             index += 1
+        self.read_ns = through
         self.c.seen += total
         return total
 
@@ -178,8 +189,10 @@ cdef class Tap:
             if ports >> p & 1:
                 self._named_at(<uint8_t>p, since)
 
-    def age(self, uint64_t now, uint64_t released_through):
-        """Rules 5, 6 and 7: what is older than the skew is settled. Call after each epoch and when idle."""
+    def age(self, uint64_t released_through):
+        """Rules 5, 6 and 7: what is older than the skew is settled. Call after each epoch and when idle. Age counts up to
+        `read_ns`, not to now: a frame that still waits in a port's ring is not missing."""
+        cdef uint64_t now = self.read_ns
         cdef uint32_t i
         cdef uint64_t number
         cdef Entry* e
