@@ -22,7 +22,6 @@ Doorbell    a reader about to block stores its sleep word, fences, and looks onc
 Promises    R1 no lost wake-up.  R2 push and pop take no lock and make no system call, but to ring or, after
             1024 empty polls in a row, to ask whether the peer lives.  R3 one pop reads at most one ring's worth.
 """
-import os
 import struct
 
 from nfckpt.errors import ConfigError

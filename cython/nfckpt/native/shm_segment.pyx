@@ -30,9 +30,8 @@ import os
 from nfckpt.errors import ConfigError, MachineError, PeerError
 
 from libc.stdint cimport uintptr_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy
 
-from nfckpt.native.arena cimport CHECK
 
 cdef extern from "sys/mman.h" nogil:
     void* mmap_ "mmap"(void*, size_t, int, int, int, long)
