@@ -36,7 +36,7 @@ __all__ = ["available", "enter_box", "inside", "run_in_box"]
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x0002_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
 PR_SET_PDEATHSIG = 1
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 MARK = "NFCKPT_BOX"     # holds the inode of the box's pid namespace: an inherited or stale value does not match
 HINT = "needs root or unprivileged user namespaces: see `nfckpt doctor`"
 POLL_S = 0.1            # a threaded caller may lose a SIGCHLD to another thread
@@ -76,7 +76,7 @@ def run_in_box(argv: Sequence[str]) -> int:
 
 
 def available() -> str | None:
-    """None where a box works, else one line that says which step failed. Tries it for real, in a child (~10 ms)."""
+    """None where a box works, else one line that says which step failed. Tries it for real, in a child (about 20 ms)."""
     try:
         _run(lambda: os._exit(0))
     except MachineError as error:

@@ -49,10 +49,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def create(name: str) -> None:
     """Make a namespace, `lo` down and IPv6 off. Raises MachineError when the name is taken or the right is missing."""
-    NETNS_DIR.mkdir(parents=True, exist_ok=True)
     path = NETNS_DIR / name
     try:
+        NETNS_DIR.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o444, exist_ok=False)
+    except PermissionError:
+        raise MachineError(f"cannot write {path}", "needs root or a box: see `nfckpt doctor`") from None
     except FileExistsError:
         raise MachineError(f"network namespace {name} exists", "another testbed runs, or `nfckpt testbed clean`") from None
 

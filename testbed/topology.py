@@ -83,7 +83,7 @@ class Testbed:
         return set(_names(self.prefix)) <= set(netns.listing())
 
     def up(self) -> None:
-        """Build it, about 50 ms. Raises MachineError when it, or a part left over, exists; leaves nothing if it fails."""
+        """Build it, about 70 ms. Raises MachineError when it, or a part left over, exists; leaves nothing if it fails."""
         made: list[str] = []
         try:
             for name in _names(self.prefix):

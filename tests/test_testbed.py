@@ -352,8 +352,8 @@ def test_a_clean_run_loses_nothing(bed: Testbed) -> None:
         result = work.stop()
     print(result)
     assert problems(result) == []
-    assert result["udp"]["sent"] == result["udp"]["received"] > 0.8 * 20_000 * result["seconds"]
-    assert result["udp_reverse"]["sent"] == result["udp_reverse"]["received"] > 0.8 * 2_000 * result["seconds"]
+    assert result["udp"]["sent"] == result["udp"]["received"] > 0.5 * 20_000 * result["seconds"]
+    assert result["udp_reverse"]["sent"] == result["udp_reverse"]["received"] > 0.5 * 2_000 * result["seconds"]
     assert {tuple(source) for source in result["udp"]["sources"]} == {(f"10.0.0.{2 + i}", 40_000 + i) for i in range(8)}
     assert result["tcp"]["connections"] >= 50 + 0.7 * 20 * 3 and result["tcp"]["blocks"] > 500
     assert result["web"] is None or result["web"]["fetched"] > 0

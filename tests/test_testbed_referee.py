@@ -159,20 +159,18 @@ def test_sink_counts_each_fault_as_what_it_is(wire: tuple[Sink, socket.socket]) 
 
 def test_sink_logs_delay_and_lossy_silence_but_not_a_held_up_sender(wire: tuple[Sink, socket.socket]) -> None:
     sink, sock = wire
-    prepared = [frame(b"\0" * 64)]      # imports scapy before the clock matters
-    sock.send(prepared[0])
     sock.send(frame(data(0, 0, total=0)))
     time.sleep(0.05)
     sock.send(frame(data(0, 1, total=1)))       # 50 ms of silence, nothing missing
     time.sleep(0.05)
     sock.send(frame(data(0, 3, total=5)))       # 50 ms of silence, 2..4 missing
     time.sleep(0.05)
-    sock.send(frame(data(0, 4, total=6, ago_ms=40)))
+    sock.send(frame(data(0, 4, total=6, ago_ms=400)))
     time.sleep(0.05)
-    silence, delayed = [e for e in sink.episodes() if max(e["delay_ns"], e["gap_ns"]) > 20e6]
-    assert 50e6 <= silence["gap_ns"] < 90e6 and silence["seq"] == 3
-    assert 40e6 <= delayed["delay_ns"] < 80e6 and delayed["gap_ns"] == 0 and delayed["seq"] == 4
-    assert sink.delay_ns_max == delayed["delay_ns"]
+    spells = sink.episodes()                    # a busy machine adds short delays of its own
+    assert [(e["seq"], e["gap_ns"] >= 50e6) for e in spells if e["gap_ns"]] == [(3, True)]
+    assert [(e["seq"], e["frames"]) for e in spells if e["delay_ns"] >= 400e6] == [(4, 1)]
+    assert sink.delay_ns_max == spells[-1]["delay_ns"]
 
 
 def test_sink_says_when_it_was_too_slow() -> None:
