@@ -44,7 +44,7 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
 
     arena_bytes: int = 64 << 20
     """State of the app, rounded up to pages."""
-    burst_frames_max: int = 64
+    burst_frames_max: int = 128
     """Frames handed out per poll, 1 to 256."""
     hold_us_max: int = 0
     """How long an epoch may stay open; 0: every poll that had something to say is a checkpoint."""

@@ -30,7 +30,7 @@ cdef class Tap:
     cdef uint64_t named_ts[MAX_PORTS]       # youngest arrival that an epoch named, per port
     cdef uint64_t cursor[MAX_PORTS]         # entry number where the head of each port's queue may be
     cdef readonly bint buffering            # unmatched frames are kept as inputs
-    cdef readonly bint exact                # counts tap_missed as such (false while syncing)
+    cdef readonly uint64_t exact_ns         # names registered later count as tap_missed when never seen; 0: none do
     cdef readonly uint64_t read_ns          # every frame that came before is classified
     cdef readonly uint64_t gap_until        # ns; before it the tap is inexact
     cdef uint64_t rt_old, rt_new, rt_at     # rule 7: two-stage release watermark

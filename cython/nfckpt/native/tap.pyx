@@ -59,7 +59,7 @@ cdef class Tap:
             self.named_ts[p] = 0
             self.cursor[p] = 0
         self.buffering = False
-        self.exact = False
+        self.exact_ns = 0
         self.rt_old = self.rt_new = self.rt_at = 0
         self.gap_until = 0
         self.read_ns = 0
@@ -77,8 +77,9 @@ cdef class Tap:
         self.buffering = True
 
     def whole(self):
-        """The standby is whole: from now on a name that is never seen counts as tap_missed."""
-        self.exact = True
+        """The standby is whole: a name registered from now on and never seen counts as tap_missed. (One of before may be of
+        a frame that came before the tap opened.)"""
+        self.exact_ns = self.read_ns
 
     # ── the segment ──────────────────────────────────────────────────────────────────────────────
 
@@ -194,7 +195,7 @@ cdef class Tap:
         `read_ns`, not to now: a frame that still waits in a port's ring is not missing."""
         cdef uint64_t now = self.read_ns
         cdef uint32_t i
-        cdef uint64_t number
+        cdef uint64_t number, missed_ts
         cdef Entry* e
         # 5: older than a named frame of the same port, and not named: the active never had it
         number = self.inputs.head
@@ -211,8 +212,9 @@ cdef class Tap:
             i = self.credits.oldest()
             if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:
                 break
+            missed_ts = self.credits.entries[i].ts
             self.credits.remove(i)
-            if self.exact:
+            if self.exact_ns and missed_ts > self.exact_ns:
                 self.c.tap_missed += 1
         # 7: released for longer than the skew: it left, whether we saw it or not
         if released_through > self.rt_new:
