@@ -93,6 +93,44 @@ def test_overflow_is_counted_exactly_and_only_where_it_happens() -> None:
         assert sender.counters()["tx_full"] == 0, "a hub does not wait"
 
 
+def test_lapped_in_the_middle_of_reading() -> None:
+    """The reader knows of eight frames and has read one when the sender comes round."""
+    with MemoryHub(2, frames=8) as hub:
+        sender, reader = hub.open(0), hub.open(1)
+        sender.tx_burst([frame(n) for n in range(8)])
+        burst = Burst()
+        assert reader.rx_burst(burst, 1) == 1
+        sender.tx_burst([frame(n) for n in range(8, 13)])
+        assert drain(reader) == list(range(5, 13))
+        assert reader.counters()["rx_ring_drops"] == 4
+
+
+def test_lapped_in_the_middle_of_a_copy() -> None:
+    """A sender 4 slots ahead of everything, on another CPU: no frame is handed out torn, none goes back in time."""
+    with MemoryHub(2, frames=4) as hub:
+        reader = hub.open(1)
+
+        def send_for_ever() -> None:
+            port = hub.open(0)
+            bursts = []
+            for n in range(250):
+                bursts.append(Burst())
+                bursts[-1].push(frame(n, 1504))
+            while True:
+                for b in bursts:
+                    port.tx_from(b)
+
+        with forked(send_for_ever):
+            deadline = time.monotonic() + 5
+            while reader.counters()["rx_ring_drops"] < 100_000 and time.monotonic() < deadline:
+                burst = Burst()
+                reader.rx_burst(burst, 64)
+                for f in burst.frames():
+                    number(f)
+                assert burst.ts.tolist() == sorted(burst.ts.tolist())
+        assert reader.counters()["rx_ring_drops"] > 0 and reader.counters()["rx_oversize"] == 0
+
+
 def test_a_pair_waits_for_the_reader() -> None:
     a, b = MemoryPort.pair(frames=8)
     assert a.tx_burst([frame(n) for n in range(20)]) == 8
