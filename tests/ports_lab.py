@@ -20,7 +20,7 @@ from nfckpt.ports.af_packet import in_netns
 
 CLONE_NEWNET = 0x40000000
 SIOCETHTOOL = 0x8946
-ETHTOOL_OFF = (0x15, 0x17, 0x19, 0x1F, 0x24, 0x2C)      # set rx, tx, sg, tso, gso, gro
+ETHTOOL_SET = (0x15, 0x17, 0x19, 0x1F, 0x24, 0x2C)      # rx, tx, sg, tso, gso, gro
 _serial = itertools.count()
 
 
@@ -71,11 +71,11 @@ def _new_netns(name: str) -> None:
         raise failure[0]
 
 
-def _quiet(dev: str) -> None:
-    """No offloads: whole checksums, no super-frames."""
+def offload(dev: str, on: int) -> None:
+    """All offloads of `dev` on or off. Off: whole checksums, no super-frames."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        for command in ETHTOOL_OFF:
-            value = (ctypes.c_uint32 * 2)(command, 0)
+        for command in ETHTOOL_SET:
+            value = (ctypes.c_uint32 * 2)(command, on)
             with contextlib.suppress(OSError):
                 fcntl.ioctl(s, SIOCETHTOOL, struct.pack("16sQ16x", dev.encode(), ctypes.addressof(value)))
 
@@ -104,7 +104,7 @@ def veth(mtu: int = 1500) -> Iterator[Veth]:
         finally:
             os.close(peer)
         for ns in (lab.a, lab.b):
-            in_netns(ns, lambda: _quiet(lab.dev))
+            in_netns(ns, lambda: offload(lab.dev, 0))
             lab.set(ns, state="up", mtu=mtu, arp=False)
         yield lab
     finally:

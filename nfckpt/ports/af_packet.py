@@ -18,8 +18,9 @@ Promises
 P1  VLAN tags, which the kernel strips, are put back: a frame reads as it was on the wire.
 P2  Nothing vanishes unseen: the ring's own drops are rx_ring_drops (sent = rx_frames + rx_ring_drops + rx_oversize),
     frames longer than a slot rx_oversize, offloaded checksums rx_bad_checksum (such frames are handed out).
-P3  Link down or without carrier: `link_down` is True, frames wait in the transmit ring, flush says how many; they leave
-    when it is up again. Device removed: after the last frame in the ring rx returns -1, `gone` is True.
+P3  Link set down: `link_down` is True, frames wait in the transmit ring, flush says how many; they leave when it is up
+    again. No carrier (the other end is down): frames wait or are lost, as on a cable; the kernel's word for it lags by
+    up to a second, so none is given here. Device removed: after the last frame in the ring rx returns -1, `gone` is True.
 P4  An egress hook that drops (a fence) leaves the frame in the ring, and it leaves when the hook opens. So that no frame of
     an old term leaves under a new term's mark (I9), set_mark discards what waits.
 P5  A failed opening leaves nothing open.

@@ -5,7 +5,7 @@ from nfckpt.native.port cimport Port
 
 cdef class AfPacketRing(Port):
     cdef readonly int fd            # the bound socket, -1 once closed
-    cdef readonly bint link_down    # down or no carrier: frames wait in the transmit ring
+    cdef readonly bint link_down    # set down: frames wait in the transmit ring
     cdef readonly int ifindex
     cdef readonly uint32_t mtu      # bytes after the Ethernet header
     cdef uint8_t* base              # rx ring, then tx ring; NULL once closed

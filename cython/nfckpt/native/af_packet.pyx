@@ -67,8 +67,7 @@ cdef extern from *:
     static inline int dev_mtu(int fd, int ifindex) {
         struct ifreq r; return dev_ioctl(fd, ifindex, SIOCGIFMTU, &r) < 0 ? -1 : r.ifr_mtu; }
     static inline int dev_up(int fd, int ifindex) {
-        struct ifreq r; return dev_ioctl(fd, ifindex, 0x8913 /* SIOCGIFFLAGS */, &r) < 0 ? -1
-            : (r.ifr_flags & IFF_UP) && (r.ifr_flags & IFF_RUNNING); }
+        struct ifreq r; return dev_ioctl(fd, ifindex, 0x8913 /* SIOCGIFFLAGS */, &r) < 0 ? -1 : r.ifr_flags & IFF_UP; }
     """
     ctypedef struct slot_t:
         uint32_t tp_len, tp_snaplen, tp_sec, tp_nsec

@@ -210,7 +210,7 @@ cdef class PyPort(Port):
             return PortError(f"port {self.name} is closed")
         if not isinstance(self.error, Exception):
             return self.error           # Ctrl-C in the middle of py_rx stays a Ctrl-C
-        error = PortError(f"port {self.name} is gone: {self.error}", getattr(self.error, "hint", ""))
+        error = PortError(f"port {self.name} is gone: {getattr(self.error, 'message', self.error)}", getattr(self.error, "hint", ""))
         error.__cause__ = self.error
         return error
 
