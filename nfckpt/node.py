@@ -32,11 +32,11 @@ from nfckpt.checkpoint.engine import Engine
 from nfckpt.clock import PairClock
 from nfckpt.config import PairConfig
 from nfckpt.errors import ConfigError, MachineError, NfckptError, PeerError, PortError
-from nfckpt.failover.lease import EgressLease
+from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.proof import harden_process
 from nfckpt.failover.takeover import Takeover
-from nfckpt.failover.witness import Answer, Question
+from nfckpt.failover.witness import Question
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
@@ -51,7 +51,17 @@ from nfckpt.observe.receipt import Receipt
 from nfckpt.ports import open_port, parse_port
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
-    Ask, DropPeer, Effect, Event, KillPeer, LeaseArm, LeasePermanent, LeaseStamp, Promote, Send, Stop,
+    Ask,
+    DropPeer,
+    Effect,
+    Event,
+    KillPeer,
+    LeaseArm,
+    LeasePermanent,
+    LeaseStamp,
+    Promote,
+    Send,
+    Stop,
 )
 from nfckpt.replica.standby import Standby
 from nfckpt.secrets import PairSecrets
@@ -95,10 +105,6 @@ def load_app(config: PairConfig) -> App:
     if app.ports and widths != {len(app.ports)}:
         raise ConfigError(f"{config.app} has ports {list(app.ports)}, the nodes give {widths.pop()}")
     return app
-
-
-def _netns_path(netns: str | None) -> str | None:
-    return f"/run/netns/{netns}" if netns and "/" not in netns else netns
 
 
 class _Context:
@@ -199,7 +205,7 @@ class Node:
             if {f.get("scheme") for f in forms} != {"afpacket"} or len({f.get("netns") for f in forms}) != 1:
                 raise ConfigError("profile hosts fences the ports' devices, and these ports are none",
                                   "use afpacket: ports in one namespace, or bounds.unsafe_no_egress_lease = true")
-            self.lease = EgressLease(_netns_path(forms[0].get("netns")), [f["ifname"] for f in forms],
+            self.lease = EgressLease(forms[0].get("netns"), [f["ifname"] for f in forms],
                                      f"nfckpt_{self.config.name}_{self.node}")
             self.lease.install()
         if self.me.cpu >= 0:
@@ -388,9 +394,9 @@ class Node:
                 raise _Stopped(e.code, e.reason)
 
     def _stamp(self, mark: int) -> None:
+        # not port.set_mark: that discards what waits in the ring, and this is still our term
         if self.lease is not None:
-            for port in self.ports:
-                port.set_mark(mark)
+            stamp((port.fileno() for port in self.ports), mark)
 
     # ── idling ───────────────────────────────────────────────────────────────────────────────────
 
@@ -470,9 +476,9 @@ class Node:
         if now >= self._slow_ns:
             self._slow_ns = now + MS
             self._perform(core.work(now))
-            for message in self._heard():
-                if self.takeover is not None and isinstance(message, keeper.WitnessSaid):
-                    self._perform(self.takeover.on_witness(now, message.answer))
+            for heard in self._heard():
+                if self.takeover is not None and isinstance(heard, keeper.WitnessSaid):
+                    self._perform(self.takeover.on_witness(now, heard.answer))
             if now >= self._drops_ns:
                 self._drops_ns = now + 50 * MS
                 core.tap.note_drops(now)
@@ -584,13 +590,12 @@ class Node:
 
     def _loop(self, app: NetworkFunction | NativeFunction, agent: Agent, ctx: _Context) -> None:
         burst = Burst()
-        native = isinstance(app, NativeFunction)
         tick_ns = app.tick_ms * MS
         size = self.bounds.burst_frames_max
         next_tick = ctx.now_ns
         while agent.running:
             if agent.rx_burst(burst, size):
-                if native:
+                if isinstance(app, NativeFunction):
                     app.process(burst, ctx.now_ns)
                 else:
                     app.on_burst(burst, ctx)
@@ -661,9 +666,11 @@ class Node:
             self._perform(core.on_peer_lost(now, "its process ended", True))
         self._perform(core.tick(now))
         self._push(now)
-        if core.engine.unprotectable:
+        if core.engine.unprotectable and core.state.value in ("protecting", "active"):
+            why = f"the app kept its frames through {core.engine.aborts_in_row} quiesce attempts"
             if not self.bounds.unsafe_release_on_abort:
-                raise _Stopped(9, f"the app kept its frames through {core.engine.aborts_in_row} quiesce attempts")
+                raise _Stopped(9, why)
+            self._perform(core.on_peer_lost(now, f"unprotectable: {why}", False))
         if core.handing_over:
             self.agent.paused = True
             self._perform(core.handed_over(now))

@@ -27,15 +27,14 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from nfckpt.errors import MachineError
+from nfckpt.netns import CLONE_NEWNET, NETNS_DIR, enter, in_netns, on_thread
 
 __all__ = [
     "NETNS_DIR", "NOARP", "PROMISC", "UP", "create", "flags", "listing", "offloads", "offloads_off", "popen_in",
     "remove", "run_in", "set_bridge_port", "set_flags", "sysctl",
 ]
 
-NETNS_DIR = Path("/run/netns")
 UP, NOARP, PROMISC = 0x1, 0x80, 0x100
-CLONE_NEWNET = 0x4000_0000
 MS_BIND, MNT_DETACH = 4096, 2
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCETHTOOL = 0x8913, 0x8914, 0x8946
 # feature -> (ETHTOOL_G*, ETHTOOL_S*)
@@ -67,7 +66,7 @@ def create(name: str) -> None:
         _check(f"bind {path}", _libc.mount(source.encode(), os.fsencode(path), None, MS_BIND, None))
 
     try:
-        _on_thread(make)
+        on_thread(make)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -88,12 +87,7 @@ def listing() -> list[str]:
 
 def run_in(name: str, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call `fn` on a helper thread inside the namespace; its result or exception is ours. 0.1 ms."""
-
-    def work() -> R:
-        _enter(name)
-        return fn(*args, **kwargs)
-
-    return _on_thread(work)
+    return in_netns(name, lambda: fn(*args, **kwargs))
 
 
 def popen_in(name: str, argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
@@ -107,7 +101,7 @@ def popen_in(name: str, argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[
 
     def work() -> None:
         try:
-            _enter(name)
+            enter(name)
             child = subprocess.Popen(argv, **kwargs)
             started.append(child)
         except BaseException as error:
@@ -195,35 +189,6 @@ def _ethtool(s: socket.socket, device: str, command: int, value: int) -> int:
         if error.errno != errno.EOPNOTSUPP:     # fixed by the driver: the read-back judges
             raise
     return int(struct.unpack_from("I", request, 4)[0])
-
-
-def _enter(name: str) -> None:
-    try:
-        fd = os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise MachineError(f"no network namespace {name}", "is the testbed up?") from None
-    try:
-        _check(f"enter {name}", _libc.setns(fd, CLONE_NEWNET))
-    finally:
-        os.close(fd)
-
-
-def _on_thread(work: Callable[[], R]) -> R:
-    result: list[R] = []
-    error: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            result.append(work())
-        except BaseException as raised:
-            error.append(raised)
-
-    thread = threading.Thread(target=call, name="netns helper")
-    thread.start()
-    thread.join()
-    if error:
-        raise error[0]
-    return result[0]
 
 
 def _check(step: str, result: int) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pyroute2 import IPRoute
 
-from nfckpt.failover.nft import CLONE_NEWNET, in_netns
+from nfckpt.netns import CLONE_NEWNET, in_netns
 
 ETH_P = 0x88B5                                              # local experimental: nobody else's frames
 HEAD = b"\x02\0\0\0\0\x02\x02\0\0\0\0\x01" + struct.pack(">H", ETH_P)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyroute2
 
-from nfckpt.ports.af_packet import in_netns
+from nfckpt.netns import in_netns
 
 CLONE_NEWNET = 0x40000000
 SIOCETHTOOL = 0x8946

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 
 import pyroute2
 import pytest
-from nfckpt.native.burst import Burst
 from ports_lab import Veth, offload, veth
 
 from nfckpt.errors import ConfigError, MachineError, PortError
+from nfckpt.native.burst import Burst
+from nfckpt.netns import in_netns
 from nfckpt.ports import AfPacketPort
-from nfckpt.ports.af_packet import SO_MARK, in_netns
+from nfckpt.ports.af_packet import SO_MARK
 from nfckpt.ports.port import Port
 from nfckpt.sim.conformance_port import numbered_frame
 

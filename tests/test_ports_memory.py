@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from nfckpt.native.burst import Burst
 
 from nfckpt.errors import ConfigError, PortError
+from nfckpt.native.burst import Burst
 from nfckpt.ports import MemoryHub, MemoryPort, open_endpoint
 from nfckpt.ports.port import Port
 

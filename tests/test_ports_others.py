@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from nfckpt.native.burst import Burst
 from ports_lab import veth
 
 from nfckpt.errors import ConfigError, PortError
+from nfckpt.native.burst import Burst
 from nfckpt.ports import AfPacketPort, MemoryHub, MemoryPort, PcapPort, PythonPort, open_port
 from nfckpt.ports.pcap import PcapReader, PcapWriter
 from nfckpt.ports.port import Port

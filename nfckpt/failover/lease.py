@@ -56,6 +56,7 @@ from collections.abc import Iterable, Sequence
 
 from nfckpt.errors import ConfigError, MachineError
 from nfckpt.failover import nft
+from nfckpt.netns import in_netns
 
 __all__ = ["LEASE_MS_MAX", "LEASE_MS_MIN", "EgressLease", "stamp"]
 
@@ -117,7 +118,7 @@ class EgressLease:
     def install(self) -> None:
         """Put the fence in force, closed. A table of that name left by a dead predecessor is replaced in one step."""
         # Since Linux 6.16 a hook may name a device that does not exist; a typing error would then fence nothing.
-        there = {name for _, name in nft.in_netns(self._netns, socket.if_nameindex)}
+        there = {name for _, name in in_netns(self._netns, socket.if_nameindex)}
         if absent := [p for p in self.ports if p not in there]:
             raise MachineError(f"no device {', '.join(absent)} to fence", "is every port in that namespace?")
         t = nft.text(1, self.table)

@@ -18,13 +18,13 @@ import errno
 import os
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TypeVar
 
 from nfckpt.errors import MachineError
+from nfckpt.netns import in_netns
 
-__all__ = ["Nft", "attr", "in_netns", "message", "nest", "parse", "text", "u32", "u64"]
+__all__ = ["Nft", "attr", "message", "nest", "parse", "text", "u32", "u64"]
 
 T = TypeVar("T")
 
@@ -39,42 +39,6 @@ NEWSET, NEWSETELEM, GETSETELEM, DELSETELEM = 9, 12, 13, 14
 CLONE_NEWNET = 0x40000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def in_netns(netns: str | int | None, work: Callable[[], T]) -> T:
-    """Run `work` on a helper thread inside `netns` (a path, an open fd, or None for here) and return its result.
-
-    The caller's own namespace never changes, and sockets made by `work` stay in `netns`. No fork: Ray and threads
-    allow none. Raises MachineError when the namespace cannot be entered, else whatever `work` raises.
-    """
-    out: list[T] = []
-    bad: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            if netns is not None:
-                fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if isinstance(netns, str) else netns
-                try:
-                    if _libc.setns(fd, CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-                finally:
-                    if isinstance(netns, str):
-                        os.close(fd)
-        except OSError as e:
-            bad.append(MachineError(f"cannot enter network namespace {netns}: {e.strerror}",
-                                    "does it exist, and do you hold CAP_SYS_ADMIN in its user namespace?"))
-            return
-        try:
-            out.append(work())
-        except BaseException as e:
-            bad.append(e)
-
-    t = threading.Thread(target=run, name="nfckpt-netns")
-    t.start()
-    t.join()
-    if bad:
-        raise bad[0]
-    return out[0]
 
 
 def attr(kind: int, value: bytes) -> bytes:

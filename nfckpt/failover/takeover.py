@@ -21,7 +21,7 @@ from nfckpt.failover.witness import Answer, Question
 from nfckpt.replica.effects import Ask, Effect, KillPeer, Promote, Stop
 from nfckpt.replica.standby import Standby
 
-__all__ = ["Takeover", "Step"]
+__all__ = ["Step", "Takeover"]
 
 MS = 1_000_000
 
@@ -69,7 +69,7 @@ class Takeover:
         """Call often. Returns what to do; ends with Promote."""
         effects: list[Effect] = []
         if self.step is Step.CLAIM:
-            if self.standby.promotable and (self.proof and self.kills or self.handover):
+            if self.standby.promotable and ((self.proof and self.kills) or self.handover):
                 effects.append(Ask(Question("took", self.node, self.term)))
                 self._next(now, Step.FENCE)
             elif now - self._asked_ns > self.bounds.claim_ms_max * MS or not self._asked_ns:

@@ -32,20 +32,17 @@ Source: packet(7), Documentation/networking/packet_mmap.rst.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import struct
-import threading
-from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from nfckpt.errors import ConfigError, MachineError, PortError
 from nfckpt.native.af_packet import AfPacketRing
+from nfckpt.netns import in_netns
 
-__all__ = ["AfPacketPort", "in_netns"]
+__all__ = ["AfPacketPort"]
 
 _T = TypeVar("_T")
 
@@ -165,42 +162,3 @@ def _set_mark(sock: socket.socket, where: str, mark: int) -> None:
 
 def _devices() -> str:
     return ", ".join(name for _, name in socket.if_nameindex()) or "none"
-
-
-def in_netns(netns: str | os.PathLike[str] | None, call: Callable[[], _T]) -> _T:
-    """call() inside the network namespace, on a thread that ends with it; what it raises is raised here.
-
-    A name stands for /run/netns/NAME, as with `ip netns`. A child process started there stays there.
-    Raises PortError when there is no such namespace, MachineError when it may not be entered.
-    """
-    if netns is None:
-        return call()
-    path = Path(netns) if "/" in os.fspath(netns) else Path("/run/netns") / netns
-    result: list[_T] = []
-    failure: list[BaseException] = []
-
-    def enter() -> None:
-        try:
-            ns = path.open("rb")
-        except OSError as e:
-            raise PortError(f"no network namespace {netns}", f"{path}: {e.strerror}") from None
-        with ns:
-            if ctypes.CDLL(None, use_errno=True).setns(ns.fileno(), CLONE_NEWNET) < 0:
-                raise MachineError(
-                    f"namespace {netns} cannot be entered: {os.strerror(ctypes.get_errno())}",
-                    "run as root, with CAP_SYS_ADMIN, or in a box",
-                )
-
-    def run() -> None:
-        try:
-            enter()
-            result.append(call())
-        except BaseException as e:
-            failure.append(e)
-
-    thread = threading.Thread(target=run, name="in-netns")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]

@@ -24,11 +24,33 @@ from nfckpt.config import Bounds
 from nfckpt.errors import PeerError
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.witness import Answer, Question
-from nfckpt.replica.effects import Ask, DropPeer, Effect, Event, KillPeer, LeaseArm, LeasePermanent, LeaseStamp, Send, Stop
+from nfckpt.replica.effects import (
+    Ask,
+    DropPeer,
+    Effect,
+    Event,
+    KillPeer,
+    LeaseArm,
+    LeasePermanent,
+    LeaseStamp,
+    Send,
+    Stop,
+)
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
-    PROTOCOL, Ack, Handover, Hello, Protected, Refuse, TapOpen, Welcome, Whole, decode_ack, decode_control,
-    encode_ack, encode_control,
+    PROTOCOL,
+    Ack,
+    Handover,
+    Hello,
+    Protected,
+    Refuse,
+    TapOpen,
+    Welcome,
+    Whole,
+    decode_ack,
+    decode_control,
+    encode_ack,
+    encode_control,
 )
 
 if TYPE_CHECKING:
@@ -113,6 +135,8 @@ class Active:
             why = "the state's layout differs: run the same app with the same parameters on both nodes"
         elif hello.node != self.peer:
             why = f"node {hello.node!r} is not the peer of {self.node!r}"
+        elif self.engine.unprotectable:
+            why = "the active is unprotectable: its app keeps frames across polls"
         elif self.state is not S.SOLO:
             why = f"the active is {self.state.value} and follows up its present standby first"
         if why:
@@ -161,7 +185,7 @@ class Active:
         if ack.session != self.session:
             raise PeerError("ack of another session")
         self.peer_stamp = ack.stamp_ns
-        self.peer_inputs, self.peer_gap = ack.count, bool(ack.flags & 1)
+        self.peer_inputs, self.peer_gap = ack.amount, bool(ack.flags & 1)
         if kind == kinds.ACK:
             done = self.engine.acked(ack.epoch)
             if done is not None:
@@ -261,7 +285,7 @@ class Active:
                 effects.append(Send(kinds.BEAT, encode_ack(beat)))
             if now - self.heard_ns > b.hang_ms_max * MS:
                 return effects + self.on_peer_lost(now, f"standby silent for {(now - self.heard_ns) // MS} ms", False)
-        if (self.state is S.HOLDING or self.recording and self.state is S.PROTECTING) \
+        if (self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now
             verb = "solo" if self.state is S.HOLDING else "protected"

@@ -24,8 +24,20 @@ from nfckpt.errors import PeerError
 from nfckpt.replica.effects import Effect, Event, Send, Stop
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
-    PROTOCOL, TAP_GAP, Ack, Handover, Hello, Protected, Refuse, TapOpen, Welcome, Whole, decode_ack, decode_control,
-    encode_ack, encode_control,
+    PROTOCOL,
+    TAP_GAP,
+    Ack,
+    Handover,
+    Hello,
+    Protected,
+    Refuse,
+    TapOpen,
+    Welcome,
+    Whole,
+    decode_ack,
+    decode_control,
+    encode_ack,
+    encode_control,
 )
 
 if TYPE_CHECKING:
@@ -104,8 +116,8 @@ class Standby:
             if beat.session != self.session:
                 raise PeerError("beat of another session")
             self.peer_stamp = beat.stamp_ns
-            if beat.count and self.open_ns:
-                self.tap.emptied(beat.count, beat.echo_ns)
+            if beat.amount and self.open_ns:
+                self.tap.emptied(beat.amount, beat.echo_ns)
             self.acked_ns = now
             return [self._ack(now, kinds.BEAT_ACK, beat.epoch), *self.work(now)]
         if kind != kinds.CONTROL:

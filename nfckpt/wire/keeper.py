@@ -31,7 +31,7 @@ class NodeSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     run_dir: str
 
 
-class _Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag=True):
+class _Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):
     pass
 
 

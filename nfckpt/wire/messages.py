@@ -36,7 +36,7 @@ class Ack(NamedTuple):
     epoch: int                  # committed through (ACK) or the beat's number
     stamp_ns: int
     echo_ns: int
-    count: int                  # inputs waiting in the tap, or the mask of empty ports
+    amount: int                 # inputs waiting in the tap, or the mask of empty ports
     flags: int
 
 
@@ -51,7 +51,7 @@ def decode_ack(payload: memoryview) -> Ack:
     return Ack._make(_ACK.unpack(payload))
 
 
-class _Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag=True):
+class _Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):
     pass
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nfckpt.config import PairConfig
 from nfckpt.errors import PeerError, PortError
-from nfckpt.ports.af_packet import in_netns
+from nfckpt.netns import in_netns
 from nfckpt.secrets import PairSecrets
 from nfckpt.wire.keeper import NodeSpec
 from nfckpt.wire.shm import ShmConnect, ShmListener, ShmOptions

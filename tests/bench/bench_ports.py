@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from nfckpt.native.burst import Burst  # noqa: E402
-
 from nfckpt.ports import MemoryHub, open_port  # noqa: E402
 from nfckpt.sim.conformance_port import numbered_frame  # noqa: E402
 

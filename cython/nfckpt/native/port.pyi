@@ -1,9 +1,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from nfckpt.native.burst import Burst
 from typing_extensions import Self
 
+from nfckpt.native.burst import Burst
 from nfckpt.ports.port import Capabilities, PortCounters
 
 class Port:
