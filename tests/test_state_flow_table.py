@@ -40,11 +40,26 @@ class Twin:
         return True
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_differential(seed):
+WIDE = np.dtype({"names": ["port", "count"], "formats": ["u2", "u8"], "offsets": [0, 150], "itemsize": 200})
+NARROW = np.dtype([("port", "u2"), ("count", "u4")])
+
+
+@pytest.mark.parametrize(("seed", "key_bytes", "value", "stride"), [
+    (0, 12, VALUE, 64), (1, 16, VALUE, 64), (2, 8, NARROW, 32), (3, 4, NARROW, 32), (4, 64, WIDE, 320), (5, 40, VALUE, 128)])
+def test_differential(seed, key_bytes, value, stride):
     rng = np.random.default_rng(seed)
     arena = Arena(1 << 16)
-    flows, twin = table(arena), Twin(64, 10**8)
+    flows, twin = table(arena, key_bytes=key_bytes, value=value), Twin(64, 10**8)
+    assert flows.values.strides == (stride,)
+
+    def keys_of(numbers):
+        k = np.zeros((len(numbers), key_bytes), np.uint8)
+        k[:, -4:] = np.asarray(numbers, "<u4").reshape(-1, 1).view(np.uint8)
+        return k
+
+    def number_of(key):
+        return int.from_bytes(bytes(key[-4:]), "little")
+
     now = S
     for _ in range(600):
         now += int(rng.integers(0, 3 * 10**8))
@@ -64,10 +79,10 @@ def test_differential(seed):
             elif op == 3:
                 known = [n for n in np.unique(numbers) if n in twin.d]
                 if known:
-                    values = np.array([(n & 0xffff, now) for n in known], VALUE)
+                    values = np.array([(n & 0xffff, now & 0xffffffff) for n in known], VALUE)
                     flows.put(flows.find(keys_of(known)), values)
                     for n in known:
-                        twin.d[n][1] = (n & 0xffff, now)
+                        twin.d[n][1] = (n & 0xffff, now & 0xffffffff)
             elif op == 4:
                 known = [n for n in np.unique(numbers) if n in twin.d]
                 timeout = int(rng.integers(0, 5)) * S
@@ -78,12 +93,12 @@ def test_differential(seed):
             else:
                 _, keys, values = flows.expire(now, 2 * S, budget=64)
                 gone = {n for n, (seen, _, t) in twin.d.items() if now - seen > (t or 2 * S) + 10**8}
-                assert {int(k[:4].view("<u4")[0]) for k in keys} == gone
-                assert [tuple(v) for v in values.tolist()] == [twin.d[int(k[:4].view("<u4")[0])][1] for k in keys]
+                assert {number_of(k) for k in keys} == gone
+                assert [tuple(v) for v in values.tolist()] == [twin.d[number_of(k)][1] for k in keys]
                 for n in gone:
                     del twin.d[n]
         assert len(flows) == len(twin.d) and flows.refused == twin.refused
-    everything = {int.from_bytes(k[:4], "little"): (seen, tuple(v.tolist())) for k, v, seen in flows}
+    everything = {number_of(k): (seen, tuple(v.tolist())) for k, v, seen in flows}
     assert everything == {n: (seen, v) for n, (seen, v, _) in twin.d.items()}
     every = flows.find(keys_of(range(100)))
     assert [s >= 0 for s in every] == [n in twin.d for n in range(100)]
@@ -160,7 +175,21 @@ def test_touch_never_expires_early():
     slot = flows.find(keys_of([1]))
     flows.touch(slot, S + 10**8 - 1)                            # not written
     assert len(flows.expire(S + 10**8 + 2 * S, 2 * S, 64)[0]) == 0
-    assert flows.expire(S + 10**8 + 2 * S + 1, 2 * S, 64)[0].tolist() == slot.tolist()
+    slots, keys, values = flows.expire(S + 10**8 + 2 * S + 1, 2 * S, 64)
+    assert slots.tolist() == slot.tolist() and (keys == keys_of([1])).all() and values.tolist() == [(0, 0)]
+    assert [len(a) for a in flows.expire(9 * S, S)] == [0, 0, 0]
+
+
+def test_sweep_is_bounded_and_goes_round():
+    arena = Arena(1 << 18)
+    flows = table(arena, capacity=1000)
+    flows.insert(keys_of(range(1000)), S)
+    with Marked(arena) as m:
+        assert flows.sweep(9 * S, S, 10).tolist() == list(range(10))
+    assert len(m.marked) == 1                                   # the hand
+    assert flows.sweep(9 * S, S, 5000).tolist() == list(range(10, 266))
+    assert sum(len(flows.expire(9 * S, S, 100)[0]) for _ in range(10)) == 1000
+    assert len(flows) == 0 and len(flows.sweep(9 * S, S, 0)) == 0
 
 
 def test_out_of_contract():
@@ -183,5 +212,7 @@ def test_out_of_contract():
     with pytest.raises(ValueError):
         flows.values["port"][0] = 1
     assert flows.find(np.zeros((0, 12), np.uint8)).shape == (0,) and flows.insert(np.zeros((0, 12), np.uint8), S)[0].shape == (0,)
+    with pytest.raises(ValueError):
+        flows.find(np.zeros((3, 24), np.uint8)[:, ::2])
     big = flows.insert(keys_of([5]).view("V12"), S)[0]          # any array of the right size
     assert big[0] >= 0

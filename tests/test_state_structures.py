@@ -81,7 +81,7 @@ def test_port_pool_whole_range_fifo_and_refusal():
     assert pool.release(0, [10, 30, 20, 21]) == 4 and pool.release(0, [10, 0]) == 0
     assert pool.allocate([0] * 3, 44).tolist() == [10, 30, 20]          # same parity, longest free first
     assert pool.allocate(0, 44).tolist() == [21]                        # then the other
-    for bad in ((1, 5), (-1, 5), (0, 70000), (0, -1)):
+    for bad in ((1, 5), (-1, 5), (0, 70000), (0, -2), ([0, 0], [1, 2, 3])):
         with pytest.raises(StateError):
             pool.allocate(*bad)
 
@@ -178,6 +178,10 @@ def test_counters():
         c.add("n7", 2**64 - 1)
     assert len(m.marked) == 1
     c.add("n7", 3)
+    with pytest.raises(OverflowError):
+        c.add("n0", -1)
+    with pytest.raises(StateError, match="columns"):
+        c.add([1, 2], [1, 2, 3])
     assert c["n7"] == 2 and c.values[:3].tolist() == [1, 5, 8] and c.as_dict()["n2"] == 8
     c.put("n19", 9)
     assert c.values[19] == 9 and c.index("n19") == 19
@@ -187,7 +191,8 @@ def test_counters():
             with pytest.raises(StateError):
                 c.add(bad)
     assert len(m.marked) == 0
-    for names in ([], ["a", "a"]):
+    assert Counters(Arena(1 << 14), "c", 2).names == ("0", "1")
+    for names in ([], ["a", "a"], 0):
         with pytest.raises(StateError):
             Counters(Arena(1 << 14), "c", names)
 

@@ -2,20 +2,15 @@
 
     flows = state.flow_table("flows", capacity=100_000, key_bytes=16, value=[("port", "u2"), ("bytes", "u8")])
     slots = flows.find(keys)                    # int64 (n,), -1 where unknown
-    slots, fresh = flows.insert(keys, ctx.now)
+    slots, fresh = flows.insert(keys, ctx.now_ns)
     flows.put(slots, records); flows.get(slots)["port"]
-    slots, keys, values = flows.expire(ctx.now, timeout_ns=120 * 10**9)
+    slots, keys, values = flows.expire(ctx.now_ns, timeout_ns=120 * 10**9)
 
 The native half (`cimport FlowTable from nfckpt.native.flow_table`) has `find`, `insert`, `erase`, `touch` and
 `set_timeout` for one key; Python's methods of these names take columns.
 """
 
 from __future__ import annotations
-
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from nfckpt.native import flow_table as native
 
@@ -31,18 +26,3 @@ class FlowTable(native.FlowTable):
     touch = native.FlowTable.touch_many
     set_timeout = native.FlowTable.set_timeout_many
     sweep = native.FlowTable.sweep_many
-
-    def expire(
-        self, now: int, timeout_ns: int, budget: int = 256
-    ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[Any]]:
-        """Erase flows idle longer than `timeout_ns` (or their own timeout) among the next `budget` slots.
-
-        Returns (slots, keys, values) of the erased, so that what they held (a port, say) can be given back.
-        Call it on each poll with a small budget: the clock hand goes on where it stopped, after a takeover too.
-        """
-        slots = self.sweep(now, timeout_ns, budget)
-        if not len(slots):
-            return slots, np.empty((0, self.key_bytes), np.uint8), np.empty(0, self.value_dtype)
-        keys, values = self.keys[slots], self.values[slots]
-        self.erase(slots)
-        return slots, keys, values

@@ -62,8 +62,8 @@ class State:
             self.arena, name, capacity=capacity, key_bytes=key_bytes, value=value, touch_ns=round(touch_ms * 1e6), seed=seed
         ))
 
-    def counters(self, name: str, names: Sequence[str]) -> Counters:
-        """Named u64 counters, eight a line."""
+    def counters(self, name: str, names: Sequence[str] | int) -> Counters:
+        """Named u64 counters, eight a line; a number n stands for the names "0" … "n-1"."""
         self._check(name)
         return self._keep(Counters(self.arena, name, names))
 

@@ -1,8 +1,8 @@
 """TimerWheel as Python sees it.
 
     timers = state.timers("idle", capacity=100_000, tick_ms=10)
-    timers.arm(slots, ctx.now + 120 * 10**9)        # again on each packet: one line, the timer is moved lazily
-    for id in timers.advance(ctx.now): ...
+    timers.arm(slots, ctx.now_ns + 120 * 10**9)        # again on each packet: one line, the timer is moved lazily
+    for id in timers.advance(ctx.now_ns): ...
 """
 
 from __future__ import annotations

@@ -13,16 +13,17 @@ from nfckpt.errors import StateError
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from nfckpt.native.arena cimport CHECK, LINE, Arena
+from nfckpt.native.structure cimport int64_column, nth, pairs
 
 
 cdef class Counters(Structure):
     """Counters(arena, name, names): the native half; nfckpt.state.Counters has the names Python code uses.
 
-    Raises StateError where names repeat or there is none.
+    A number n instead of names stands for "0" … "n-1". Raises StateError where names repeat or there is none.
     """
 
     def __cinit__(self, Arena arena not None, str name not None, names):
-        names = tuple(str(s) for s in names)
+        names = tuple(str(s) for s in (range(names) if isinstance(names, int) else names))
         if not names or len(set(names)) != len(names):
             raise StateError(f"counters {name!r}: names {names}", "give each counter a name of its own")
         self.names = names
@@ -50,22 +51,20 @@ cdef class Counters(Structure):
             raise StateError(f"counters {self.name!r} has no {name!r}", f"it has {', '.join(self.names)}") from None
 
     def add_many(self, which, n=1):
-        """Add `n` to the counter(s) `which`: a name, a number, or arrays of numbers (broadcast with n; may repeat)."""
-        cdef uint32_t one
+        """Add `n` to the counter(s) `which`: a name, a number, or a column of numbers, which may repeat; n is one number
+        (0 … 2**64 - 1) or a column of the same length (below 2**63 each)."""
         if isinstance(which, str):
             self.add(self.index(which), n)
             return
-        cdef object w, k
-        w, k = np.broadcast_arrays(np.asarray(which, np.int64), np.asarray(n).astype(np.uint64, copy=False))
-        cdef const int64_t[::1] i = np.ascontiguousarray(w).reshape(-1)
-        cdef const uint64_t[::1] v = np.ascontiguousarray(k).reshape(-1)
-        cdef Py_ssize_t j
-        for j in range(i.shape[0]):
-            if i[j] < 0 or i[j] >= self.n:
-                raise StateError(f"counters {self.name!r} has no number {i[j]}", f"numbers are 0 to {self.n - 1}")
-        for j in range(i.shape[0]):
-            if v[j] != 0:
-                self.add(<uint32_t>i[j], v[j])
+        cdef const int64_t[::1] index = int64_column(which), more = int64_column(n if not isinstance(n, int) else 1)
+        cdef uint64_t times = n if isinstance(n, int) else 1
+        cdef Py_ssize_t i, m = pairs(index, more)
+        for i in range(index.shape[0]):
+            if not 0 <= index[i] < self.n:
+                raise StateError(f"counters {self.name!r} has no number {index[i]}", f"numbers are 0 to {self.n - 1}")
+        for i in range(m):
+            if nth(more, i) != 0 and times != 0:
+                self.add(<uint32_t>nth(index, i), times * <uint64_t>nth(more, i))
 
     def put_one(self, str name, uint64_t value):
         """Set one counter (a gauge)."""

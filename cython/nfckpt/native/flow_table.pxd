@@ -20,6 +20,8 @@ cdef class FlowTable(Structure):
     cdef readonly uint32_t key_bytes, value_bytes, capacity      # key_bytes multiple of 4 up to 64; value_bytes multiple of 8
     cdef readonly uint64_t touch_ns
     cdef readonly object value_dtype
+    cdef readonly object values, keys, seen     # read-only numpy views of all slots: value_dtype, uint8 (., key_bytes), u64 ns
+    cdef tuple nothing                          # what expire returns when nothing was idle
     cdef uint32_t mask, stride, key_off         # buckets - 1; bytes of a record; its key's offset
     cdef uint64_t buckets, records              # offsets in the arena
 
@@ -34,3 +36,5 @@ cdef class FlowTable(Structure):
     cdef int sweep(self, uint64_t now, int budget, int64_t* out_slots, int out_max, uint64_t timeout_ns) noexcept nogil
     cdef void set_timeout(self, int64_t slot, uint64_t timeout_ns) noexcept nogil
     cdef void find_each(self, const void* keys, int n, int64_t* out_slots) noexcept nogil
+    cdef Py_ssize_t open_keys(self, object keys, Py_buffer* b) except -1
+    cdef const int64_t[::1] open_slots(self, object slots)

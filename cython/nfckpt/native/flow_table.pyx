@@ -21,11 +21,13 @@ import numpy as np
 
 from nfckpt.errors import StateError
 
-from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint64_t
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport UINT32_MAX, uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from nfckpt.native.arena cimport CHECK, LINE, Arena
 from nfckpt.native.digest cimport nf_hash
+from nfckpt.native.structure cimport int64_column
 
 cdef extern from *:
     """
@@ -48,6 +50,7 @@ cdef enum:
     CAPACITY_MAX = 1 << 30
 
 cdef uint64_t MS = 1000000
+_NONE = np.empty(0, np.int64)
 
 
 cdef inline const Head* head(FlowTable t) noexcept nogil:
@@ -126,6 +129,10 @@ cdef class FlowTable(Structure):
             sizeof(Head) + 4 * buckets + <uint64_t>self.capacity * self.stride)
         self.buckets = self.offset + sizeof(Head)
         self.records = self.buckets + 4 * buckets
+        self.seen = self._column(np.uint64, self.records)
+        self.values = self._column(dtype, self.records + sizeof(Record))
+        self.keys = self._column(np.uint8, self.records + self.key_off, (self.key_bytes,))
+        self.nothing = _NONE, np.empty((0, key_bytes), np.uint8), np.empty(0, dtype)
         cdef Head* h
         cdef int i
         if fresh:
@@ -271,51 +278,64 @@ cdef class FlowTable(Structure):
 
     # ---- batches, from Python: one crossing a call
 
-    def _keys(self, keys):
-        """Any array of n keys as uint8 (n, key_bytes), C order."""
-        a = np.ascontiguousarray(keys)
-        if a.dtype != np.uint8:
-            a = a.view(np.uint8)
-        if a.size % self.key_bytes or (a.ndim == 2 and a.shape[1] != self.key_bytes):
-            raise StateError(f"flow table {self.name!r}: keys of shape {a.shape} bytes", f"give (n, {self.key_bytes}) uint8")
-        return a.reshape(-1, self.key_bytes)
+    cdef Py_ssize_t open_keys(self, object keys, Py_buffer* b) except -1:
+        """Map n keys, 2-D uint8 or any other contiguous array of that size, and return n. The caller releases `b`."""
+        cdef Py_ssize_t width
+        if PyObject_GetBuffer(keys, b, PyBUF_C_CONTIGUOUS) < 0:
+            return -1
+        width = b.shape[1] * b.itemsize if b.ndim == 2 else b.itemsize
+        if b.ndim <= 2 and (width == self.key_bytes or (b.ndim == 1 and width == 1 and b.len % self.key_bytes == 0)):
+            return b.len // self.key_bytes
+        PyBuffer_Release(b)
+        raise StateError(f"flow table {self.name!r}: keys of shape {np.shape(keys)}, {width} bytes each",
+                         f"give uint8 (n, {self.key_bytes}), C order")
 
-    def _slots(self, slots):
-        """Slots as int64 (n,), each checked to be in use: a kernel would stop the node."""
-        cdef object a = np.ascontiguousarray(slots, np.int64).reshape(-1)
-        cdef const int64_t[::1] s = a
+    cdef const int64_t[::1] open_slots(self, object slots):
+        """Slots as int64, each checked to be in use: a kernel would stop the node."""
+        cdef const int64_t[::1] s = int64_column(slots)
         cdef Py_ssize_t i
         for i in range(s.shape[0]):
             if s[i] < 0 or s[i] >= self.capacity or not record(self, <uint32_t>s[i]).link & USED:
                 raise StateError(f"flow table {self.name!r}: slot {s[i]} is not in use", "find or insert gives slots; -1 is none")
-        return a
+        return s
 
     def find_many(self, keys):
-        """Slots of the keys, int64 (n,), -1 where there is none. keys: uint8 (n, key_bytes), or any array of that size."""
-        cdef const uint8_t[:, ::1] k = self._keys(keys)
-        cdef object out = np.empty(k.shape[0], np.int64)
-        cdef int64_t[::1] o = out
-        if k.shape[0]:
-            self.find_each(&k[0, 0], <int>k.shape[0], &o[0])
-        return out
+        """Slots of the keys, int64 (n,), -1 where there is none. keys: uint8 (n, key_bytes), or any contiguous array of
+        that size. Raises StateError for another width, ValueError for keys that are not contiguous."""
+        cdef Py_buffer b
+        cdef Py_ssize_t n = self.open_keys(keys, &b)
+        cdef object out
+        cdef int64_t[::1] o
+        try:
+            out = np.empty(n, np.int64)
+            if n:
+                o = out
+                self.find_each(b.buf, <int>n, &o[0])
+            return out
+        finally:
+            PyBuffer_Release(&b)
 
     def insert_many(self, keys, uint64_t now):
         """(slots int64 (n,), fresh bool (n,)): slot -1 where the table was full; a key that was there is touched."""
-        cdef const uint8_t[:, ::1] k = self._keys(keys)
-        cdef object out = np.empty(k.shape[0], np.int64)
-        cdef object new = np.zeros(k.shape[0], np.uint8)
-        cdef int64_t[::1] o = out
-        cdef uint8_t[::1] f = new
-        cdef Py_ssize_t i
+        cdef Py_buffer b
+        cdef Py_ssize_t i, n = self.open_keys(keys, &b)
+        cdef object out, new
+        cdef int64_t[::1] o
+        cdef uint8_t[::1] f
         cdef bint fresh = False
-        for i in range(k.shape[0]):
-            o[i] = self.insert(&k[i, 0], now, &fresh)
-            f[i] = fresh
-        return out, new.view(np.bool_)
+        try:
+            out, new = np.empty(n, np.int64), np.empty(n, np.uint8)
+            o, f = out, new
+            for i in range(n):
+                o[i] = self.insert(<const uint8_t*>b.buf + i * self.key_bytes, now, &fresh)
+                f[i] = fresh
+            return out, new.view(np.bool_)
+        finally:
+            PyBuffer_Release(&b)
 
     def erase_many(self, slots):
         """Erase; returns how many were in use. Slots that are not (or -1) are passed over."""
-        cdef const int64_t[::1] s = np.ascontiguousarray(slots, np.int64).reshape(-1)
+        cdef const int64_t[::1] s = int64_column(slots)
         cdef Py_ssize_t i, n = 0
         for i in range(s.shape[0]):
             n += self.erase(s[i])
@@ -323,35 +343,46 @@ cdef class FlowTable(Structure):
 
     def touch_many(self, slots, uint64_t now):
         """The flows in `slots` were seen at `now` (ns)."""
-        cdef const int64_t[::1] s = self._slots(slots)
+        cdef const int64_t[::1] s = self.open_slots(slots)
         cdef Py_ssize_t i
         for i in range(s.shape[0]):
             self.touch(s[i], now)
 
     def set_timeout_many(self, slots, uint64_t timeout_ns):
         """Own idle timeout of the flows in `slots`; 0 gives them back the sweep's."""
-        cdef const int64_t[::1] s = self._slots(slots)
+        cdef const int64_t[::1] s = self.open_slots(slots)
         cdef Py_ssize_t i
         for i in range(s.shape[0]):
             self.set_timeout(s[i], timeout_ns)
 
     def sweep_many(self, uint64_t now, uint64_t timeout_ns, int budget):
-        """Slots int64 (n,) that the clock hand found idle; nothing is erased."""
-        cdef object out = np.empty(max(0, min(budget, <int>head(self).high)), np.int64)
-        cdef int64_t[::1] o = out
-        if o.shape[0] == 0:
-            return out
-        return out[:self.sweep(now, budget, &o[0], <int>o.shape[0], timeout_ns)]
+        """Up to 256 slots, int64 (n,), that the clock hand found idle among the next `budget`; nothing is erased."""
+        cdef int64_t found[256]
+        cdef int n = self.sweep(now, budget, found, 256, timeout_ns)
+        return np.array(<int64_t[:n]>found) if n else _NONE
+
+    def expire(self, uint64_t now, uint64_t timeout_ns, int budget=256):
+        """Erase flows idle longer than `timeout_ns` (or their own timeout) among the next `budget` slots, at most 256.
+
+        Returns copies (slots, keys, values) of the erased, so that what they held (a port, say) can be given back. Call it
+        on each poll with a small budget: the clock hand goes on where it stopped, after a takeover too.
+        """
+        slots = self.sweep_many(now, timeout_ns, budget)
+        if slots is _NONE:
+            return self.nothing
+        gone = slots, self.keys[slots], self.values[slots]
+        self.erase_many(slots)
+        return gone
 
     def get(self, slots):
         """Copy of the values in `slots`, dtype `value_dtype` (n,). Raises StateError for a slot that is not in use."""
-        return self.values[self._slots(slots)]
+        return self.values[np.asarray(self.open_slots(slots))]
 
     def put(self, slots, records):
-        """Write values (broadcast to `slots`, cast to `value_dtype`); lines that would not change are not dirtied."""
-        cdef const int64_t[::1] s = self._slots(slots)
+        """Write values (broadcast to `slots`, cast to `value_dtype`); a value that stays the same dirties nothing."""
+        cdef const int64_t[::1] s = self.open_slots(slots)
         cdef size_t n = self.value_dtype.itemsize, i
-        cdef object a = np.empty(s.shape[0], self.value_dtype)
+        cdef object a = np.zeros(s.shape[0], self.value_dtype)      # zeros: padding is compared and copied too
         a[...] = records
         if s.shape[0] == 0:
             return
@@ -360,26 +391,11 @@ cdef class FlowTable(Structure):
             if memcmp(self.value(s[i]), &src[i * n], n) != 0:
                 memcpy(self.arena.write(in_use(self, s[i]) + sizeof(Record), n), &src[i * n], n)
 
-    # ---- views
+    # ---- views: of all slots, read-only
 
     def _column(self, dtype, uint64_t at, tuple shape=()):
         return np.ndarray((self.capacity, *shape), dtype, self.arena.view(), at,
                           (self.stride, *[1] * len(shape)))
-
-    @property
-    def values(self):
-        """Read-only view of all slots' values, dtype `value_dtype`, shape (capacity,). Writes go through `put`."""
-        return self._column(self.value_dtype, self.records + sizeof(Record))
-
-    @property
-    def keys(self):
-        """Read-only view of all slots' keys, uint8 (capacity, key_bytes)."""
-        return self._column(np.uint8, self.records + self.key_off, (self.key_bytes,))
-
-    @property
-    def seen(self):
-        """Read-only view of all slots' last_seen, uint64 ns (capacity,)."""
-        return self._column(np.uint64, self.records)
 
     @property
     def slots(self):

@@ -1,5 +1,5 @@
 """PortPool: free 16-bit ports, one pool per (address, protocol). The layout is drawn in port_pool.pyx."""
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from nfckpt.native.structure cimport Structure
 
 cdef struct Pool:               # 16 bytes, four a line
@@ -22,3 +22,4 @@ cdef class PortPool(Structure):
     cdef bint release(self, uint32_t pool, uint16_t port) noexcept nogil            # False: it was free already
     cdef bint is_free(self, uint32_t pool, uint16_t port) noexcept nogil
     cdef uint32_t available(self, uint32_t pool) noexcept nogil
+    cdef Py_ssize_t check(self, const int64_t[::1] pools, const int64_t[::1] ports) except -1

@@ -24,6 +24,7 @@ from nfckpt.errors import StateError
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from nfckpt.native.arena cimport CHECK, LINE, Arena
+from nfckpt.native.structure cimport int64_column, nth, pairs
 
 cdef enum:
     NIL = 0xffff                # no port: lo >= 1, so indices end at 65534
@@ -158,45 +159,45 @@ cdef class PortPool(Structure):
 
     # ---- batches, from Python
 
-    def _columns(self, pools, ports):
-        pools, ports = np.broadcast_arrays(np.asarray(pools, np.int64), np.asarray(ports, np.int64))
-        pools, ports = np.ascontiguousarray(pools).reshape(-1), np.ascontiguousarray(ports).reshape(-1)
-        if pools.size and not (0 <= pools.min() and pools.max() < self.pools):
-            raise StateError(f"port pool {self.name!r}: no pool {pools.max()}", f"pools are 0 to {self.pools - 1}")
-        if ports.size and not (0 <= ports.min() and ports.max() <= 65535):
-            raise StateError(f"port pool {self.name!r}: a port outside 0 … 65535")
-        return pools, ports
+    cdef Py_ssize_t check(self, const int64_t[::1] pools, const int64_t[::1] ports) except -1:
+        """How many (pool, port) pairs; each pool exists, each port fits 16 bits or is -1: none."""
+        cdef Py_ssize_t i
+        for i in range(pools.shape[0]):
+            if not 0 <= pools[i] < self.pools:
+                raise StateError(f"port pool {self.name!r}: no pool {pools[i]}", f"pools are 0 to {self.pools - 1}")
+        for i in range(ports.shape[0]):
+            if not -1 <= ports[i] <= 65535:
+                raise StateError(f"port pool {self.name!r}: port {ports[i]}", "0 to 65535, or -1: none")
+        return pairs(pools, ports)
 
     def allocate_many(self, pools, preferred=0):
-        """One port for each entry of `pools` (broadcast with `preferred`, 0: none). int32 (n,), -1 where none was free."""
-        cdef const int64_t[::1] pool, port
-        pool, port = self._columns(pools, preferred)
-        cdef object out = np.empty(pool.shape[0], np.int32)
+        """One port for each pair of pool and preferred port (0: none). int32 (n,), -1 where none was free."""
+        cdef const int64_t[::1] pool = int64_column(pools), port = int64_column(preferred)
+        cdef Py_ssize_t i, n = self.check(pool, port)
+        cdef object out = np.empty(n, np.int32)
         cdef int32_t[::1] o = out
-        cdef Py_ssize_t i
-        for i in range(pool.shape[0]):
-            o[i] = self.allocate(<uint32_t>pool[i], <uint16_t>port[i])
+        for i in range(n):
+            o[i] = self.allocate(<uint32_t>nth(pool, i), <uint16_t>max(nth(port, i), <int64_t>0))
         return out
 
     def release_many(self, pools, ports):
         """Give ports back. Returns how many were out; the rest, -1 included, is passed over."""
-        cdef const int64_t[::1] pool, port
-        ports = np.asarray(ports, np.int64)
-        pool, port = self._columns(pools, np.where(ports == -1, 0, ports))
-        cdef Py_ssize_t i, n = 0
-        for i in range(pool.shape[0]):
-            n += self.release(<uint32_t>pool[i], <uint16_t>port[i])
-        return n
+        cdef const int64_t[::1] pool = int64_column(pools), port = int64_column(ports)
+        cdef Py_ssize_t i, n = self.check(pool, port), out = 0
+        for i in range(n):
+            out += self.release(<uint32_t>nth(pool, i), <uint16_t>max(nth(port, i), <int64_t>0))
+        return out
 
     def is_free_many(self, pools, ports):
         """bool (n,): may be allocated now."""
-        cdef const int64_t[::1] pool, port
-        pool, port = self._columns(pools, ports)
-        return np.array([self.is_free(<uint32_t>pool[i], <uint16_t>port[i]) for i in range(pool.shape[0])], np.bool_)
+        cdef const int64_t[::1] pool = int64_column(pools), port = int64_column(ports)
+        cdef Py_ssize_t i, n = self.check(pool, port)
+        return np.array([self.is_free(<uint32_t>nth(pool, i), <uint16_t>max(nth(port, i), <int64_t>0))
+                         for i in range(n)], np.bool_)
 
     def available_in(self, uint32_t pool):
         """Free ports in one pool."""
-        self._columns(pool, 0)
+        self.check(int64_column(pool), int64_column(0))
         return self.available(pool)
 
     def _pools(self):

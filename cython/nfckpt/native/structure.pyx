@@ -12,7 +12,31 @@ Promises    T1 all that matters lies in the region, as offsets and indices: a co
 """
 import hashlib
 
+import numpy as np
+
 from nfckpt.errors import StateError
+
+
+cdef const int64_t[::1] int64_column(object numbers):
+    """What Python gave as numbers, as one column; the usual case, a contiguous int64 array, as it stands."""
+    cdef const int64_t[::1] column
+    if isinstance(numbers, np.ndarray):
+        try:
+            column = numbers
+            return column
+        except (ValueError, BufferError):
+            pass
+    column = np.ascontiguousarray(numbers, np.int64).reshape(-1)
+    return column
+
+
+cdef Py_ssize_t pairs(const int64_t[::1] a, const int64_t[::1] b) except -1:
+    """How many pairs two columns make: of equal length, or one of them a single number that stands for all."""
+    if a.shape[0] == b.shape[0] or b.shape[0] == 1:
+        return a.shape[0]
+    if a.shape[0] == 1:
+        return b.shape[0]
+    raise StateError(f"columns of {a.shape[0]} and {b.shape[0]} numbers", "give equal lengths, or one number")
 
 
 cdef class Structure:

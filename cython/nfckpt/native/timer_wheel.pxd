@@ -1,5 +1,5 @@
 """TimerWheel: one timer for each of `capacity` ids. The layout is drawn in timer_wheel.pyx."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from nfckpt.native.structure cimport Structure
 
 cdef struct WheelHead:
@@ -22,3 +22,4 @@ cdef class TimerWheel(Structure):
     cdef bint cancel(self, uint32_t id) noexcept nogil                      # False: was not armed
     cdef bint armed(self, uint32_t id) noexcept nogil
     cdef int advance(self, uint64_t now, uint32_t* out_ids, int out_max) noexcept nogil
+    cdef const int64_t[::1] open_ids(self, object ids)

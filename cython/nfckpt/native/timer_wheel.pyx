@@ -24,6 +24,7 @@ from nfckpt.errors import StateError
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from nfckpt.native.arena cimport CHECK, LINE, Arena
+from nfckpt.native.structure cimport int64_column, nth, pairs
 
 cdef enum:
     BUCKETS = 4096
@@ -154,33 +155,33 @@ cdef class TimerWheel(Structure):
 
     # ---- batches, from Python
 
-    def _ids(self, ids):
-        cdef object a = np.ascontiguousarray(ids, np.int64).reshape(-1)
-        if a.size and not (0 <= a.min() and a.max() < self.capacity):
-            raise StateError(f"timers {self.name!r}: ids {a.min()} to {a.max()}", f"ids are 0 to {self.capacity - 1}")
-        return a
+    cdef const int64_t[::1] open_ids(self, object ids):
+        cdef const int64_t[::1] column = int64_column(ids)
+        cdef Py_ssize_t i
+        for i in range(column.shape[0]):
+            if not 0 <= column[i] < self.capacity:
+                raise StateError(f"timers {self.name!r}: id {column[i]}", f"ids are 0 to {self.capacity - 1}")
+        return column
 
     def arm_many(self, ids, deadlines):
-        """Set the deadline(s), ns, of `ids`; broadcast. A timer that is armed is moved."""
-        ids, deadlines = np.broadcast_arrays(self._ids(ids), np.asarray(deadlines, np.uint64))
-        cdef const int64_t[::1] i = np.ascontiguousarray(ids).reshape(-1)
-        cdef const uint64_t[::1] d = np.ascontiguousarray(deadlines).reshape(-1)
-        cdef Py_ssize_t j
-        for j in range(i.shape[0]):
-            self.arm(<uint32_t>i[j], d[j])
+        """Set the deadlines, ns, of `ids`: a column, or one number for all. A timer that is armed is moved."""
+        cdef const int64_t[::1] id = self.open_ids(ids), deadline = int64_column(deadlines)
+        cdef Py_ssize_t i, n = pairs(id, deadline)
+        for i in range(n):
+            self.arm(<uint32_t>nth(id, i), <uint64_t>max(nth(deadline, i), <int64_t>0))
 
     def cancel_many(self, ids):
         """Disarm. Returns how many were armed."""
-        cdef const int64_t[::1] i = self._ids(ids)
-        cdef Py_ssize_t j, n = 0
-        for j in range(i.shape[0]):
-            n += self.cancel(<uint32_t>i[j])
+        cdef const int64_t[::1] id = self.open_ids(ids)
+        cdef Py_ssize_t i, n = 0
+        for i in range(id.shape[0]):
+            n += self.cancel(<uint32_t>id[i])
         return n
 
     def armed_many(self, ids):
         """bool (n,)."""
-        cdef const int64_t[::1] i = self._ids(ids)
-        return np.array([self.armed(<uint32_t>i[j]) for j in range(i.shape[0])], np.bool_)
+        cdef const int64_t[::1] id = self.open_ids(ids)
+        return np.array([self.armed(<uint32_t>id[i]) for i in range(id.shape[0])], np.bool_)
 
     def advance_many(self, uint64_t now, int limit=256):
         """Disarm and return up to `limit` (>= 1) ids whose deadline has passed, uint32 (n,)."""

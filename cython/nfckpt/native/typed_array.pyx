@@ -14,6 +14,7 @@ from nfckpt.errors import StateError
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 
 from nfckpt.native.arena cimport CHECK, LINE, Arena
+from nfckpt.native.structure cimport int64_column
 
 
 cdef class TypedArray(Structure):
@@ -83,7 +84,7 @@ cdef class TypedArray(Structure):
         self._raw[index] = value
 
     def _mark_each(self, numbers):
-        cdef const int64_t[::1] which = np.ascontiguousarray(numbers, np.int64).reshape(-1)
+        cdef const int64_t[::1] which = int64_column(numbers)
         cdef Py_ssize_t i
         for i in range(which.shape[0]):
             self.write(<uint64_t>which[i], 1)
