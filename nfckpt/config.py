@@ -22,10 +22,12 @@ A pair is described by one TOML file:
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -36,7 +38,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Bounds", "NodeConfig", "PairConfig", "check", "load", "loads"]
+__all__ = ["Bounds", "NodeConfig", "PairConfig", "check", "example", "load", "loads"]
+
+_T = TypeVar("_T")
 
 
 class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -124,7 +128,14 @@ class PairConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     nodes: dict[str, NodeConfig]
 
 
-_TABLES = {"pair": {"name", "app", "profile"}, "app": None, "bounds": set(Bounds.__struct_fields__), "nodes": None}
+class _Pair(msgspec.Struct):
+    name: str
+    app: str
+    profile: str = "host"
+
+
+_TABLES = ("pair", "app", "bounds", "nodes")
+_NAME = r"[A-Za-z0-9_.-]{1,40}"
 
 
 def check(c: PairConfig) -> None:
@@ -137,18 +148,27 @@ def check(c: PairConfig) -> None:
 
     if c.profile not in ("host", "hosts"):
         raise ConfigError(f"profile = {c.profile!r}", 'use "host" (one kernel, shared memory) or "hosts" (TCP, leases)')
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", c.name):
+    if not re.fullmatch(_NAME, c.name):
         raise ConfigError(f"name = {c.name!r}", "1 to 40 letters, digits, dots, dashes")
     if not re.fullmatch(r"[\w.]+:\w+", c.app):
         raise ConfigError(f"app = {c.app!r}", 'write it as "module:Class"')
     if len(c.nodes) != 2:
-        raise ConfigError(f"{len(c.nodes)} nodes", "a pair has two: [nodes.a] and [nodes.b]")
-    widths = {len(n.ports) for n in c.nodes.values()}
-    if len(widths) != 1 or widths == {0}:
-        raise ConfigError("ports differ in number between the nodes", "give both nodes the same ports, in the same order")
+        raise ConfigError(f"nodes: {len(c.nodes)} of them", "a pair has two: [nodes.a] and [nodes.b]")
+    widths = {name: len(n.ports) for name, n in c.nodes.items()}
+    if len(set(widths.values())) != 1 or 0 in widths.values():
+        last = list(widths)[-1]
+        raise ConfigError(f"nodes.{last}.ports: {' and '.join(str(w) for w in widths.values())} ports",
+                          "give both nodes the same ports, in the same order")
     for name, node in c.nodes.items():
-        if c.profile == "hosts" and not re.fullmatch(r".+:\d{1,5}", node.address):
-            raise ConfigError(f"address = {node.address!r}", f'nodes.{name} needs address = "ip:port" in profile hosts')
+        if not re.fullmatch(_NAME, name):
+            raise ConfigError(f"nodes.{name}: not a name", "1 to 40 letters, digits, dots, dashes")
+        if not -1 <= node.cpu < 4096:
+            raise ConfigError(f"nodes.{name}.cpu = {node.cpu}", "a CPU's number, or -1 for any")
+        m = re.fullmatch(r".+:(\d{1,5})", node.address)
+        if c.profile == "hosts" and not (m and 0 < int(m[1]) < 65536):
+            raise ConfigError(f"nodes.{name}.address = {node.address!r}", 'profile hosts needs address = "ip:port"')
+    if c.profile == "hosts" and len({n.address for n in c.nodes.values()}) != 2:
+        raise ConfigError(f"nodes.{list(c.nodes)[-1]}.address is that of the other node", "each listens on one of its own")
     for key in Bounds.__struct_fields__:
         value = getattr(b, key)
         if not isinstance(value, bool) and value < 0:
@@ -167,6 +187,10 @@ def check(c: PairConfig) -> None:
          f"must be at least arena_bytes + 32 MiB ({b.arena_bytes + (32 << 20)}): an epoch may write everything")
     need(b.sync_group_pages_max >= 1, "sync_group_pages_max", "must be at least 1")
     need(b.epochs_outstanding_max >= 1, "epochs_outstanding_max", "must be at least 1")
+    need(b.idle_wait_ms_max <= b.beat_ms, "idle_wait_ms_max", f"must not be above beat_ms ({b.beat_ms}): beats would be late")
+    for key in ("rx_ring_frames", "tx_ring_frames"):
+        need(64 <= getattr(b, key) <= 1 << 19 and not getattr(b, key) % 32, key, "a multiple of 32 between 64 and 524288")
+    need(b.tap_frames_max >= b.rx_ring_frames, "tap_frames_max", f"must hold what the ring may ({b.rx_ring_frames}: rx_ring_frames)")
     # what piles up while nobody answers: the hang bound, the lease and the settling of the tap
     outage_ms = b.hang_ms_max + b.tap_skew_ms_max + (b.lease_ms + b.lease_margin_ms if c.profile == "hosts" else 0)
     frames = b.rate_frames_per_s * outage_ms // 1000
@@ -174,17 +198,57 @@ def check(c: PairConfig) -> None:
          f"{b.rate_frames_per_s} frames/s × {outage_ms} ms of outage need {frames} (rate_frames_per_s, hang_ms_max, lease_ms)")
 
 
-def _line(text: str, table: str, key: str) -> int:
-    """Line of `key` in [table], or of the table, or 1."""
-    here, found = "", 1
+_DOT = re.compile(r"\s*\.\s*")
+_KEY = r"[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'"
+_HEADER = re.compile(rf"\s*\[\[?\s*((?:{_KEY})(?:\s*\.\s*(?:{_KEY}))*)\s*\]")
+_ASSIGNMENT = re.compile(rf"\s*((?:{_KEY})(?:\s*\.\s*(?:{_KEY}))*)\s*=")
+
+Keys = tuple[str, ...]
+
+
+class _Refused(Exception):
+    """`path`: of the key at fault, e.g. ("bounds", "hold_us_max"), or of the nearest table that exists."""
+
+    def __init__(self, path: Keys, message: str, hint: str = "") -> None:
+        self.path, self.message, self.hint = path, message, hint
+
+
+def _lines(text: str) -> dict[Keys, int]:
+    """Where each table and key is written. Inside an inline table only the table is known."""
+    here: Keys = ()
+    found: dict[Keys, int] = {(): 1}
     for number, line in enumerate(text.splitlines(), 1):
-        if m := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
-            here = m[1]
-            if here == table:
-                found = number
-        elif here == table and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", line):
-            return number
+        if m := _HEADER.match(line):
+            here = _path(m[1])
+            for depth in range(1, len(here) + 1):
+                found.setdefault(here[:depth], number)
+        elif m := _ASSIGNMENT.match(line):
+            found.setdefault(here + _path(m[1]), number)
     return found
+
+
+def _path(dotted: str) -> Keys:
+    return tuple(part.strip("\"'") for part in _DOT.split(dotted))
+
+
+def _known(path: Keys, body: Any, known: Iterable[str]) -> None:
+    where = ".".join(path)
+    if not isinstance(body, dict):
+        raise _Refused(path, f"{where} = {body!r}", f"it is a table: [{where}]")
+    for key in body:
+        if key not in known:
+            raise _Refused((*path, key), f"unknown key {key!r} in [{where}]", _guess(key, known))
+
+
+def _typed(path: Keys, body: dict[str, Any], to: type[_T]) -> _T:
+    try:
+        return msgspec.convert(body, to)
+    except msgspec.ValidationError as e:
+        at = re.search(r" - at `\$\.?(\w*).*`$", str(e))
+        key = at[1] if at else ""
+        why = str(e)[:at.start()] if at else str(e).replace("Object missing required field", f"[{'.'.join(path)}] lacks")
+        shown = f"{key} = {body[key]!r}: {why}" if key in body else why
+        raise _Refused((*path, key) if key else path, shown, _unit(key)) from None
 
 
 def loads(text: str, source: str = "config") -> PairConfig:
@@ -193,22 +257,31 @@ def loads(text: str, source: str = "config") -> PairConfig:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         m = re.search(r"line (\d+)", str(e))
-        raise ConfigError(f"{source}:{m[1] if m else 1}: {e}") from None
-    for table, body in raw.items():
-        if table not in _TABLES:
-            raise ConfigError(f"{source}:{_line(text, table, '')}: unknown table [{table}]", f"tables are {', '.join(_TABLES)}")
-        known = _TABLES[table]
-        if known is not None and isinstance(body, dict):
-            for key in body:
-                if key not in known:
-                    raise ConfigError(f"{source}:{_line(text, table, key)}: unknown key {key!r} in [{table}]", _guess(key, known))
+        raise ConfigError(f"{source}:{m[1] if m else len(text.splitlines())}: {e}") from None
+    lines = _lines(text)
     try:
-        config = msgspec.convert({**raw.get("pair", {}), "app_args": raw.get("app", {}), "bounds": raw.get("bounds", {}),
-                                  "nodes": raw.get("nodes", {})}, PairConfig)
+        for table in raw:
+            if table not in _TABLES:
+                raise _Refused((table,), f"unknown table [{table}]", f"tables are {', '.join(_TABLES)}")
+        _known(("pair",), raw.setdefault("pair", {}), _Pair.__struct_fields__)
+        _known(("bounds",), raw.setdefault("bounds", {}), Bounds.__struct_fields__)
+        _known(("nodes",), raw.setdefault("nodes", {}), raw["nodes"])
+        _known(("app",), raw.setdefault("app", {}), raw["app"])
+        for name, node in raw["nodes"].items():
+            _known(("nodes", name), node, NodeConfig.__struct_fields__)
+        pair = _typed(("pair",), raw["pair"], _Pair)
+        config = PairConfig(
+            name=pair.name, app=pair.app, profile=pair.profile, app_args=raw["app"],
+            bounds=_typed(("bounds",), raw["bounds"], Bounds),
+            nodes={name: _typed(("nodes", name), node, NodeConfig) for name, node in raw["nodes"].items()})
         check(config)
-    except (msgspec.ValidationError, ConfigError) as e:
-        text_of = e.message if isinstance(e, ConfigError) else str(e)
-        raise ConfigError(f"{source}:{_where(text, text_of)}: {text_of}", getattr(e, "hint", "")) from None
+    except _Refused as e:
+        path = e.path
+        while path not in lines:
+            path = path[:-1]
+        raise ConfigError(f"{source}:{lines[path]}: {e.message}", e.hint) from None
+    except ConfigError as e:
+        raise ConfigError(f"{source}:{_blame(e.message, lines)}: {e.message}", e.hint) from None
     return config
 
 
@@ -216,24 +289,63 @@ def load(path: str | Path) -> PairConfig:
     """`loads` of a file. Raises ConfigError when it cannot be read."""
     try:
         text = Path(path).read_text()
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}", "`nfckpt config example` prints one") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: {getattr(e, 'strerror', '') or e}", "`nfckpt config example` prints one") from None
     return loads(text, str(path))
 
 
-def _where(text: str, message: str) -> int:
-    if m := re.search(r"`\$\.([\w.\[\]]+)`", message):          # msgspec: … - at `$.bounds.hold_us_max`
-        *tables, key = re.sub(r"\[\d+\]", "", m[1]).split(".")
-        return _line(text, ".".join(tables) or "pair", key)
-    if m := re.match(r"(\w+) = ", message):
-        for table in ("bounds", "pair", "nodes.a", "nodes.b"):
-            if re.search(rf"(?m)^\s*{m[1]}\s*=", text) and (n := _line(text, table, m[1])) and n > 1:
-                return n
-    return 1
+def example() -> str:
+    """A whole configuration that passes, every bound with its default in a comment."""
+    bounds = "\n".join(f"# {f.name} = {str(f.default).lower()}" for f in msgspec.structs.fields(Bounds))
+    return f"""\
+# A pair for `nfckpt run`: one app, two nodes. Check it with `nfckpt config check FILE`.
+[pair]
+name = "edge-nat"
+app = "nfckpt.apps.nat:Nat"         # module:Class
+profile = "hosts"                   # "host": both nodes on one kernel. "hosts": nothing shared, TCP and leases
+
+[app]                               # arguments of the class
+inside_ip = "10.0.0.1"
+outside_ips = ["198.51.100.1"]
+
+[nodes.a]
+ports = ["afpacket:lan@nf-a", "afpacket:wan@nf-a"]      # one per port of the app: device@network-namespace
+address = "10.99.0.1:7701"          # where this node listens for its standby
+netns = "nf-a"
+cpu = 0
+
+[nodes.b]
+ports = ["afpacket:lan@nf-b", "afpacket:wan@nf-b"]
+address = "10.99.0.2:7701"
+netns = "nf-b"
+cpu = 1
+
+[bounds]                            # the defaults; the unit is the end of each name
+{bounds}
+"""
 
 
-def _guess(key: str, known: set[str]) -> str:
-    import difflib
+def _blame(message: str, lines: dict[Keys, int]) -> int:
+    """Line of the first key that the message names and that the file sets, else of a table it names, else 1."""
+    for word in re.findall(r"[\w.-]+", message):
+        for path in (("bounds", word), ("pair", word), _path(word), _path(word)[:-1]):
+            if path and path in lines:
+                return lines[path]
+    return lines.get(("nodes",), 1)
 
-    near = difflib.get_close_matches(key, known, 1, 0.5)
+
+UNITS = {"us": "µs", "ms": "ms", "bytes": "bytes", "frames": "frames"}
+
+
+def _unit(key: str) -> str:
+    units = [words for part, words in UNITS.items() if part in key.split("_")]
+    return f"a whole number of {units[0]}" if units and key in Bounds.__struct_fields__ else ""
+
+
+def _guess(key: str, known: Iterable[str]) -> str:
+    stem = [part for part in key.split("_") if part not in UNITS and part != "s"]
+    for name in known:
+        if [part for part in name.split("_") if part not in UNITS] == stem:
+            return f"did you mean {name!r}, {_unit(name)}?" if _unit(name) else f"did you mean {name!r}?"
+    near = difflib.get_close_matches(key, list(known), 1, 0.5)
     return f"did you mean {near[0]!r}?" if near else f"keys are {', '.join(sorted(known))}"
