@@ -1,0 +1,363 @@
+"""The command `nfckpt`: parses, prints, and leaves the work to deploy, observe and testbed.
+
+Every import that costs time is inside the command that needs it: `nfckpt --help` takes a fraction of a second, and a
+box is entered before there are threads. An operating error is one line, `error: what (what to do)`, and exit code 2.
+
+Exit codes   0 done   1 it ran, and the answer is no (demo, doctor)   2 error   130 interrupted, cleaned up
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from nfckpt.errors import ConfigError, NfckptError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nfckpt.config import PairConfig
+    from nfckpt.deploy.foreground import OnEvent, Pair
+
+__all__ = ["app", "main"]
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+PairName = Annotated[Optional[str], typer.Option("--pair", help="Name of the pair; needed when several run.")]  # noqa: UP045
+Prefix = Annotated[str, typer.Option("--prefix", help="Names of its namespaces begin with this.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The pair's configuration; `nfckpt config example`.")]
+
+app = typer.Typer(
+    name="nfckpt", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    help="Network functions that survive the death of the machine they run on.",
+    epilog="""Start here:
+
+[bold]nfckpt doctor[/bold]                      what this machine can do
+
+[bold]nfckpt demo[/bold]                        kill a NAT five times under traffic, nothing breaks
+
+[bold]nfckpt config example > nat.toml[/bold]   then nfckpt run nat.toml""")
+config_app = typer.Typer(no_args_is_help=True, help="Check a configuration, or print one.")
+testbed_app = typer.Typer(no_args_is_help=True, help="Client, two nodes and a server in network namespaces.")
+app.add_typer(config_app, name="config")
+app.add_typer(testbed_app, name="testbed")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        app()
+    except NfckptError as e:
+        print(f"error: {e}".replace("\n", " "), file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:                     # `nfckpt … | head`
+        sys.stderr.close()
+        sys.exit(1)
+
+
+# ── demo ─────────────────────────────────────────────────────────────────────────────────────────
+
+@app.command(epilog="""Examples:
+
+nfckpt demo
+
+nfckpt demo --profile host --kills 10 --json > result.json
+
+nfckpt demo --kills 1 --connections 20 --udp-rate 5000 --no-ray""")
+def demo(
+    profile: Annotated[str, typer.Option(help="hosts: nothing shared, TCP and leases. host: shared memory.")] = "hosts",
+    kills: Annotated[int, typer.Option(min=1, max=1000, help="SIGKILLs of the active, each after protection is back.")] = 5,
+    connections: Annotated[int, typer.Option(min=0, max=10_000, help="Long TCP connections.")] = 200,
+    udp_rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Numbered UDP frames a second, client to server.")] = 20_000,
+    seconds: Annotated[float, typer.Option(min=0.0, max=3600.0, help="Protected running before each kill, and at the end.")] = 1.0,
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Nodes as Ray actors, or as children of this process.")] = True,
+    memory: Annotated[bool, typer.Option("--memory", help="Over memory ports, without namespaces.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A NAT between kernel TCP connections and numbered UDP; its active is killed again and again.
+
+    Runs in private namespaces whose end removes everything, as root or as an ordinary user. Where the kernel allows
+    neither, it says so and runs over memory ports. Exit code 0 only when nothing was lost, doubled, reset or changed.
+    """
+    from nfckpt.testbed import box
+    if not memory and not box.inside():
+        reason = box.available()
+        if reason is None:
+            box.enter_box()                     # runs this command again inside, and exits
+        print(f"no namespaces here, so the demo runs over memory ports: {reason}", file=sys.stderr)
+        memory = True
+    from nfckpt.observe.demo_view import show
+    raise typer.Exit(show(profile=profile, kills=kills, connections=connections, udp_rate=udp_rate, seconds=seconds, ray=ray,
+                          memory=memory, as_json=as_json))
+
+
+# ── a pair ───────────────────────────────────────────────────────────────────────────────────────
+
+@app.command(epilog="""Examples:
+
+nfckpt run nat.toml
+
+nfckpt run nat.toml --local --metrics 9100 --log events.jsonl
+
+nfckpt run nat.toml --address 192.0.2.10:6379     (a Ray cluster that runs already)""")
+def run(
+    config_file: ConfigFile,
+    ray: Annotated[bool, typer.Option("--ray/--local", help="Nodes as Ray actors, or as children of this process.")] = True,
+    address: Annotated[Optional[str], typer.Option(help="Ray cluster to use; otherwise a local one is started.")] = None,  # noqa: UP045
+    log: Annotated[Optional[Path], typer.Option(help="Append every event to this file, as JSON lines.")] = None,  # noqa: UP045
+    metrics: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Prometheus metrics on 127.0.0.1:PORT.")] = 0,
+    key_file: Annotated[Optional[Path], typer.Option(help="The pair's key (`nfckpt key`); otherwise a fresh one.")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines on standard output.")] = False,
+) -> None:
+    """Run a pair in the foreground until Ctrl-C; nothing is left of it then.
+
+    Meanwhile `nfckpt status`, `nfckpt failover` and `nfckpt receipts` reach it.
+    """
+    import json
+    import signal
+
+    from nfckpt.config import load
+    from nfckpt.deploy.foreground import run_foreground
+    from nfckpt.deploy.preflight import preflight
+    from nfckpt.observe.events import EventLog
+    from nfckpt.observe.views import event_line
+
+    config = load(config_file)
+    preflight(config)
+    key = _key(key_file)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    def say(row: dict[str, Any]) -> None:
+        print(json.dumps(row, default=str) if as_json else event_line(row), flush=True)
+
+    events = EventLog(log, on_error=lambda text: print(f"error: {text}", file=sys.stderr, flush=True))
+    try:
+        run_foreground(config, _maker(ray, address, key), events, say, metrics_port=metrics)
+    finally:
+        events.close()
+
+
+def _maker(ray: bool, address: str | None, key: bytes | None) -> Any:
+    def make(config: PairConfig, on_event: OnEvent) -> Pair:
+        if ray:
+            from nfckpt.deploy.ray_pair import RayPair
+            pair: Pair = RayPair(config, key=key, on_event=on_event, address=address)
+            return pair
+        from nfckpt.deploy.local import LocalPair
+        return LocalPair(config, key=key, on_event=on_event)
+
+    if address and not ray:
+        raise ConfigError("--address belongs to --ray", "leave one of the two out")
+    return make
+
+
+def _key(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path} holds no key: {e}", "make one with `nfckpt key > FILE`") from None
+
+
+@app.command(epilog="""Examples:
+
+nfckpt status
+
+nfckpt status --pair edge-nat --watch
+
+nfckpt status --json | jq .protected""")
+def status(
+    pair: PairName = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew, twice a second, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Roles, protection and counters of a running pair. With --json --watch: one object a line."""
+    import json
+    import time
+
+    from nfckpt.deploy.control import ask
+    if as_json:
+        print(json.dumps(ask(pair, "status")), flush=True)
+        while watch:
+            time.sleep(0.5)
+            print(json.dumps(ask(pair, "status")), flush=True)
+        return
+    from rich.live import Live
+
+    from nfckpt.observe.views import Rates, status_view
+    rates = Rates()
+    console = _console()
+
+    def view() -> Any:
+        return status_view(ask(pair, "status"), rates, time.monotonic())
+
+    if not watch:
+        console.print(view())
+        return
+    with Live(view(), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(0.5)
+            live.update(view(), refresh=True)
+
+
+@app.command(epilog="""Examples:
+
+nfckpt failover
+
+nfckpt failover --pair edge-nat --json""")
+def failover(pair: PairName = None, as_json: Json = False) -> None:
+    """Planned switch: the standby of a protected pair becomes the active, nothing is lost."""
+    import json
+
+    from nfckpt.deploy.control import ask
+    body = ask(pair, "failover")
+    print(json.dumps(body) if as_json else f"{body['to']} is the active of {body['pair']} now, {body['from']} was")
+
+
+@app.command(epilog="""Examples:
+
+nfckpt receipts
+
+nfckpt receipts --json | jq '.receipts[].steps_us.total'""")
+def receipts(pair: PairName = None, as_json: Json = False) -> None:
+    """What each takeover of a running pair found, did and cost."""
+    import json
+
+    from nfckpt.deploy.control import ask
+    body = ask(pair, "receipts")
+    if as_json:
+        print(json.dumps(body))
+    elif body["receipts"]:
+        from nfckpt.observe.views import receipts_table
+        _console().print(receipts_table(body["receipts"]))
+    else:
+        print(f"no takeover of {body['pair']} yet")
+
+
+# ── configuration ────────────────────────────────────────────────────────────────────────────────
+
+@config_app.command("check", epilog="""Examples:
+
+nfckpt config check nat.toml
+
+nfckpt config check nat.toml --json""")
+def config_check(config_file: ConfigFile, as_json: Json = False) -> None:
+    """Refuse an unknown key, a wrong type or unit, an impossible bound, at its line; load the app and declare its state."""
+    import json
+
+    from nfckpt.config import load
+    from nfckpt.deploy.preflight import preflight
+    try:
+        body = preflight(load(config_file))
+    except ConfigError as e:
+        if not as_json:
+            raise
+        print(json.dumps({"ok": False, "error": e.message, "hint": e.hint}))
+        raise typer.Exit(2) from None
+    if as_json:
+        print(json.dumps({"ok": True, **body}, default=str))
+        return
+    used, of = body["arena_used_bytes"], body["arena_bytes"]
+    print(f"{config_file}: good. {body['app']} keeps {used:,} of {of:,} bytes in {len(body['structures'])} structures.")
+
+
+@config_app.command("example", epilog="Example:\n\nnfckpt config example > nat.toml")
+def config_example() -> None:
+    """Print a whole configuration, every bound with its default."""
+    from nfckpt.config import example
+    print(example(), end="")
+
+
+@app.command(epilog="Example:\n\n(umask 077; nfckpt key > pair.key); nfckpt run nat.toml --key-file pair.key")
+def key() -> None:
+    """Print a fresh key for a pair: 64 hexadecimal digits."""
+    from nfckpt.secrets import new_key
+    print(new_key().hex())
+
+
+# ── the machine ──────────────────────────────────────────────────────────────────────────────────
+
+@app.command(epilog="""Examples:
+
+nfckpt doctor
+
+nfckpt doctor --device eth0 --json""")
+def doctor(
+    device: Annotated[Optional[str], typer.Option(help="A network device to look at as well.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Try everything nfckpt needs of this machine, each with its remedy. Changes nothing."""
+    from nfckpt.observe import doctor as rooms
+    raise typer.Exit(rooms.run(as_json, device))
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """Versions of nfckpt, its protocol, Python and the kernel."""
+    import json
+    import platform
+    from importlib import metadata
+
+    from nfckpt.wire.messages import PROTOCOL
+    try:
+        ours = metadata.version("nfckpt")
+    except metadata.PackageNotFoundError:       # a checkout on PYTHONPATH
+        ours = "0+checkout"
+    body = {"nfckpt": ours, "protocol": PROTOCOL, "python": platform.python_version(), "kernel": platform.release()}
+    print(json.dumps(body) if as_json else " · ".join(f"{name} {value}" for name, value in body.items()))
+
+
+# ── testbed ──────────────────────────────────────────────────────────────────────────────────────
+
+@testbed_app.command("up", epilog="""Examples:
+
+nfckpt testbed up
+
+ip netns exec nf-client ping 10.0.0.1""")
+def testbed_up(prefix: Prefix = "nf") -> None:
+    """Build it on this host, to stay until `down`. Needs root; `testbed run` does not."""
+    from nfckpt.testbed.topology import ROLES, Testbed
+    Testbed(prefix).up()
+    print("up: " + " ".join(f"{prefix}-{role}" for role in ROLES))
+
+
+@testbed_app.command("down", epilog="Example:\n\nnfckpt testbed down")
+def testbed_down(prefix: Prefix = "nf") -> None:
+    """Remove it again."""
+    from nfckpt.testbed.topology import Testbed
+    Testbed(prefix).down()
+
+
+@testbed_app.command("clean", epilog="Example:\n\nnfckpt testbed clean")
+def testbed_clean(prefix: Prefix = "nf") -> None:
+    """Remove what a crash left: kills every process in the testbed's namespaces, then removes those."""
+    from nfckpt.testbed.topology import clean
+    gone = clean(prefix)
+    print("removed: " + " ".join(gone) if gone else "nothing left over")
+
+
+@testbed_app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}, epilog="""Examples:
+
+nfckpt testbed run -- bash
+
+nfckpt testbed run -- sh -c 'ip netns exec nf-client ip address'""")
+def testbed_run(command: Annotated[list[str], typer.Argument(metavar="-- CMD…", help="What to run.")], prefix: Prefix = "nf") -> None:
+    """Bring it up in a private box, run a command there, and leave nothing. Works as an ordinary user too."""
+    from nfckpt.testbed import box
+    box.enter_box()
+    import subprocess
+
+    from nfckpt.testbed.topology import Testbed
+    with Testbed(prefix):
+        try:
+            raise typer.Exit(subprocess.run(command, check=False).returncode)
+        except OSError as e:
+            raise ConfigError(f"cannot run {command[0]}: {e.strerror}", "write the command after --") from None
+
+
+def _console() -> Console:
+    from rich.console import Console
+    return Console(highlight=False)

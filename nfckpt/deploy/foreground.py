@@ -1,0 +1,121 @@
+"""Foreground: one pair kept until it is told to stop: what `nfckpt run` does, and what a service unit starts.
+
+Picture     claim the name (control socket) ──► start the pair ──► wait ──► stop it, remove the socket
+                 │ taken: ConfigError, nothing was started
+                 └ answers status, failover, receipts meanwhile
+
+Promises    G1 whatever ends it, `close` of the pair has run and nothing of it is left.
+            G2 a node that cannot start at all before the pair was ever protected ends the run with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from nfckpt.config import PairConfig
+from nfckpt.deploy.control import ControlServer
+from nfckpt.errors import ConfigError, NfckptError, ProtectionError
+from nfckpt.observe.events import EventLog
+
+__all__ = ["Pair", "answer", "run_foreground", "status_body"]
+
+FAILOVER_S_MAX = 5.0
+CANNOT_START = (2, 5)       # exit codes of nodes that are not started again
+
+OnEvent = Callable[[str, int, dict[str, Any]], None]
+
+
+class Pair(Protocol):
+    """What LocalPair and RayPair have in common."""
+
+    config: PairConfig
+
+    @property
+    def active(self) -> str: ...
+    def start(self) -> Any: ...
+    def close(self) -> None: ...
+    def status(self) -> dict[str, dict[str, Any]]: ...
+    def failover(self) -> bool: ...
+
+
+def status_body(pair: Pair) -> dict[str, Any]:
+    """{"pair", "profile", "app", "active", "protected", "keeper_pid", "nodes": {node: its status}}"""
+    nodes = pair.status()
+    active = pair.active
+    return {"pair": pair.config.name, "profile": pair.config.profile, "app": pair.config.app, "active": active,
+            "protected": bool(nodes.get(active, {}).get("protected")), "keeper_pid": os.getpid(), "nodes": nodes}
+
+
+def answer(pair: Pair, events: EventLog, verb: str) -> dict[str, Any]:
+    """Answer a question of the control socket: status, receipts, events, failover."""
+    if verb == "status":
+        return status_body(pair)
+    if verb == "receipts":
+        return {"pair": pair.config.name, "receipts": list(events.receipts)}
+    if verb == "events":
+        return {"pair": pair.config.name, "events": list(events.rows), "unwritten": events.unwritten}
+    if verb != "failover":
+        raise ProtectionError(f"unknown question {verb!r}", "status, receipts, events or failover")
+    before = pair.active
+    if not before or not pair.failover():
+        raise ProtectionError("no failover now: the pair is not protected", "`nfckpt status` shows why; wait for its standby")
+    deadline = time.monotonic() + FAILOVER_S_MAX
+    while pair.active in ("", before) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    if pair.active in ("", before):
+        raise ProtectionError(f"{before} gives up its role, but nobody took it within {FAILOVER_S_MAX} s", "see `nfckpt status`")
+    return {"pair": pair.config.name, "from": before, "to": pair.active}
+
+
+def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pair], events: EventLog,
+                   on_event: Callable[[dict[str, Any]], None], *, metrics_port: int = 0, stop: threading.Event | None = None) -> None:
+    """Keep a pair made by `make(config, on_event)` until `stop` is set or KeyboardInterrupt or SystemExit is raised here.
+
+    `on_event(row)` is called for every event, from any thread. Raises ConfigError, MachineError.
+    """
+    stop = stop or threading.Event()
+    refused: list[str] = []
+    was_protected = threading.Event()
+
+    def note(name: str, at_ns: int, fields: dict[str, Any]) -> None:
+        if name == "protected":
+            was_protected.set()
+        elif name == "stopped" and fields.get("code") in CANNOT_START and not was_protected.is_set():
+            refused.append(f"node {fields.get('node', '?')}: {fields.get('reason', '')}")
+        on_event(events.add(name, at_ns, fields))
+
+    pair: Pair | None = None
+
+    def reply(verb: str) -> dict[str, Any]:
+        if pair is None:
+            raise ProtectionError("the pair is just starting", "ask again")
+        return answer(pair, events, verb)
+
+    with ControlServer(config.name, reply):
+        stop_metrics: Callable[[], None] | None = None
+        made = make(config, note)
+        try:
+            if metrics_port:
+                from nfckpt.observe import metrics
+                stop_metrics = metrics.serve(config.name, made.status, metrics_port)
+            made.start()
+            pair = made
+            while not stop.wait(0.2):
+                if refused:
+                    raise ConfigError(refused[0])
+        finally:
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN) if threading.current_thread() is threading.main_thread() else None
+            try:
+                if stop_metrics is not None:
+                    stop_metrics()
+                made.close()
+            except NfckptError as e:
+                on_event(events.add("close_failed", time.monotonic_ns(), {"reason": str(e)}))
+            finally:
+                if before is not None:
+                    signal.signal(signal.SIGINT, before)
