@@ -88,7 +88,7 @@ def demo(
             box.enter_box()                     # runs this command again inside, and exits
         print(f"no namespaces here, so the demo runs over memory ports: {reason}", file=sys.stderr)
         memory = True
-    from nfckpt.observe.demo_view import show
+    from nfckpt.testbed.demo_view import show
     raise typer.Exit(show(profile=profile, kills=kills, connections=connections, udp_rate=udp_rate, seconds=seconds, ray=ray,
                           memory=memory, as_json=as_json))
 

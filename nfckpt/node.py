@@ -154,6 +154,7 @@ class Node:
         self.pidfd = -1
         self.core: Active | Standby | None = None
         self.takeover: Takeover | None = None
+        self.uncommitted = 0                        # inputs, when the active was lost
         self.promoted = 0
         self.lease: EgressLease | None = None
         self.permanent_mark = 0
@@ -506,6 +507,7 @@ class Node:
                 core.tap.poll(time.monotonic_ns())
         if not core.may_claim:
             raise _Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
+        self.uncommitted = core.tap.waiting_inputs
         self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=now, reason=reason,
                                  proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover)
 
@@ -697,8 +699,8 @@ class Node:
             before = at
         steps["total"] = (live_ns - takeover.lost_ns) // 1000
         self.receipt = {"term": takeover.term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof,
-                        "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.epoch, "reemitted": reemitted,
-                        "steps_us": steps, "before": tap.counters()}
+                        "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.epoch,
+                        "uncommitted": self.uncommitted, "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
         self.receipt_due_ns = live_ns + 2 * self.bounds.tap_skew_ms_max * MS
         self._report("takeover", {"term": takeover.term, "reason": takeover.reason, "outage_us": steps["total"]})
 

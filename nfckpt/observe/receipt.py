@@ -18,6 +18,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool
     """False: the tap had a gap, so loss or doubling can not be excluded."""
     committed_epoch: int
+    uncommitted: int
+    """Inputs on the segment that no committed epoch named when the loss was noticed."""
     replayed: int
     """Inputs that no committed epoch named, run again."""
     reemitted: int

@@ -93,7 +93,7 @@ class Endpoint:
         return {
             "sent": sum(self.sender.sent()) if self.sender else 0, "received": sink.received,
             "duplicated": sink.duplicated, "reordered": sink.reordered, "corrupt": sink.corrupt,
-            "source_changed": sink.source_changed, "sink_overflow": sink.drops(), "last_ns": sink.last_ns,
+            "source_changed": sink.source_changed, "sink_overflow": sink.drops(), "missing": sink.missing, "last_ns": sink.last_ns,
             "send_errors": self.sender.errors if self.sender else 0, "skipped": self.sender.skipped if self.sender else 0,
         }
 

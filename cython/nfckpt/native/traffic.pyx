@@ -355,6 +355,11 @@ cdef class Sink:
             return None
         return socket.inet_ntoa(struct.pack("!I", self.s[stream].ip)), self.s[stream].port
 
+    @property
+    def missing(self):
+        """Numbers below the largest seen that have not come: lost, or still on their way behind others."""
+        return max(0, <int64_t>(self._next_total - self.received))
+
     def drops(self):
         """Frames the kernel dropped because our ring was full, since the start. Above 0: the run proves nothing."""
         self._drops += struct.unpack("II", self._sock.getsockopt(_SOL_PACKET, _STATISTICS, 8))[1]   # reading clears it
