@@ -77,7 +77,7 @@ class _Shown:
 
     def event(self, name: str, at_ns: int, fields: dict[str, Any]) -> None:
         if name in TOLD:
-            self.console.print(Text(event_line({"at_s": at_ns / 1e9, "event": name, **fields}), "bold red" if name == "killed" else ""))
+            self.console.print(Text(event_line({"at_s": at_ns / 1e9, "event": name, **fields}), "bold red" if name == "killed" else ""), soft_wrap=True)
 
     def _look(self) -> None:
         assert self.demo is not None
@@ -103,7 +103,7 @@ def _view(look: dict[str, Any], rates: Rates) -> RenderableType:
 
 def _result(report: Report) -> RenderableType:
     body = report.body
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False, collapse_padding=True)
     tcp, udp = body["tcp"], body["udp"]
 
     def row(name: str, part: str, good: str) -> None:
@@ -113,8 +113,8 @@ def _result(report: Report) -> RenderableType:
 
     row("tcp", "tcp", f"{tcp['connections']:,} connections, {tcp['opened_during_outage']} opened during an outage")
     row("udp", "udp", f"{udp['sent']:,} numbered frames sent, {udp['received']:,} received")
-    table.add_row(Text("kills", "dim"), f"{body['kills']} by SIGKILL", "outage ms " + " ".join(f"{ms:.1f}" for ms in body["outage_ms"]))
-    table.add_row(Text("", "dim"), f"uncommitted {' '.join(map(str, body['uncommitted_at_kill']))} frames",
-                  "protected again after ms " + " ".join(f"{ms:.0f}" for ms in body["reprotect_ms"]))
+    for name, key, what in (("kills", "uncommitted_at_kill", "frames not committed then"), ("", "outage_ms", "ms of outage"),
+                            ("", "reprotect_ms", "ms until protected again")):
+        table.add_row(Text(name, "dim"), f"{body['kills']} by SIGKILL" if name else "", f"{' '.join(map(str, body[key]))} {what}")
     table.add_row(Text("epochs", "dim"), f"{body['epochs_committed']:,} committed", f"{body['epochs_per_s']:,.0f} a second")
     return Group(receipts_table(body["receipts"]), Text(), table)

@@ -64,19 +64,20 @@ def nodes_table(nodes: Status, rates: Rates | None = None, at_s: float = 0.0) ->
 
 
 def receipts_table(receipts: list[dict[str, Any]]) -> Table:
-    """One row a takeover; counts are frames, times ms."""
+    """One row a takeover; counts are frames (again: committed outputs emitted again), times ms."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("term", "node", "exact", "epoch", "replayed", "re-emitted", "suppressed", "doubled", "missed", "ms", "steps (ms)", "reason"):
-        table.add_column(heading, justify="left" if heading in ("node", "exact", "steps (ms)", "reason") else "right",
-                         overflow="fold")
+    for heading in ("term", "node", "exact", "replayed", "again", "doubled", "missed", "ms"):
+        table.add_column(heading, justify="left" if heading in ("node", "exact") else "right", no_wrap=True,
+                         min_width=len(heading))
+    for heading in ("of which", "reason"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=len(heading))
     for r in receipts:
         steps = {name: us / 1000 for name, us in r["steps_us"].items()}
         bad = r["doubled"] or r["active_missed"] or r["tap_missed"] or not r["exact"]
         table.add_row(
-            str(r["term"]), r["node"], "yes" if r["exact"] else "no", str(r["committed_epoch"]), str(r["replayed"]),
-            str(r["reemitted"]), str(r["suppressed"]), str(r["doubled"]), str(r["active_missed"] + r["tap_missed"]),
+            str(r["term"]), r["node"], "yes" if r["exact"] else "no", str(r["replayed"]), str(r["reemitted"]), str(r["doubled"]), str(r["active_missed"] + r["tap_missed"]),
             f"{steps.get('total', 0):.1f}",
-            " ".join(f"{name} {ms:.1f}" for name, ms in steps.items() if name != "total" and ms >= 0.05), r["reason"],
+            " ".join(f"{name} {ms:.1f}" for name, ms in steps.items() if name != "total" and ms >= 0.5), r["reason"],
             style="yellow" if bad else "")
     return table
 
