@@ -40,6 +40,7 @@ from nfckpt.apps.nat_plan import (
     NatConfig,
     NatState,
 )
+from nfckpt.apps.tcp_phase import STEP, is_established, opens, tcp_step
 from nfckpt.native.neighbour import answer_arp, answer_solicitation, ask_arp, sender_mac
 from nfckpt.native.rewrite import macs, quoted, rewrite, rewrite_one, rewrite_quoted, ttl
 from nfckpt.nf import Context, NetworkFunction
@@ -49,36 +50,14 @@ if TYPE_CHECKING:
     from nfckpt.state.flow_table import FlowTable
     from nfckpt.state.state import State
 
-__all__ = ["Nat", "tcp_step"]
+__all__ = ["Nat"]
 
 TCP, UDP, ICMP = 6, 17, 1
-FIN, SYN, RST, ACK = 1, 2, 4, 16
-SYN_OUT, SYN_IN, FIN_OUT, FIN_IN, RESET = 1, 2, 4, 8, 16         # TCP phase of a session
 ASK_NS = 10**9
 SWEEP = 1024                                                     # slots looked at per tick
 POOL = np.full(256, -1, np.int64)
 for _proto, _number in PROTOCOLS.items():
     POOL[_proto] = _number
-
-
-def tcp_step(phase: int, flags: int, outbound: bool) -> int:
-    """The TCP phase after a segment with `flags`. A SYN on a closed session begins anew; a segment after a reset means
-    that the peer did not believe it (RFC 7857, 2.2)."""
-    if flags & RST:
-        return phase | RESET
-    syn, fin = (SYN_OUT, FIN_OUT) if outbound else (SYN_IN, FIN_IN)
-    closed = phase & RESET or phase & (FIN_OUT | FIN_IN) == FIN_OUT | FIN_IN
-    if closed and flags & (SYN | ACK) == SYN:
-        return syn
-    return phase & ~RESET | (syn if flags & SYN else 0) | (fin if flags & FIN else 0)
-
-
-STEP = np.array([[[tcp_step(p, f, out) for f in range(32)] for p in range(32)] for out in (False, True)], np.uint8)
-
-
-def _established(phase: int) -> bool:
-    """Both SYNs seen, not both FINs, no reset."""
-    return phase & 3 == 3 and phase & 12 != 12 and not phase & RESET
 
 
 class Frame(NamedTuple):
@@ -101,11 +80,6 @@ class Frame(NamedTuple):
     ttl: int
     dst_mac: int
     src_mac: int
-
-    @property
-    def is_syn(self) -> bool:
-        """Opens a connection."""
-        return self.tcp_flags & (SYN | ACK | RST) == SYN
 
 
 class Nat(NetworkFunction):
@@ -263,7 +237,7 @@ class Nat(NetworkFunction):
             return Fate.NO_FLOW
         slot = _find(self.sessions, SESSION_KEY, f.src, f.dst, f.sport, f.dport if f.proto != ICMP else 0, f.proto)
         if slot < 0:
-            if f.proto == TCP and not f.is_syn:
+            if f.proto == TCP and not opens(f.tcp_flags):
                 return Fate.NO_FLOW
             slot = self._open_outbound(f, hairpin)
             if slot < 0:
@@ -300,7 +274,7 @@ class Nat(NetworkFunction):
             return ~Fate.FILTERED
         if self.permits is not None and _find(self.permits, PERMIT_KEY, in_ip, remote_ip, in_port, f.proto) < 0:
             return ~Fate.FILTERED
-        if f.proto == TCP and not f.is_syn:
+        if f.proto == TCP and not opens(f.tcp_flags):
             return ~Fate.NO_FLOW
         hop_in = self._hop(in_ip, INSIDE)
         hop_out = hop_in if hairpin else self._next_hop(remote_ip)
@@ -378,7 +352,7 @@ class Nat(NetworkFunction):
                     session = self.sessions.get(slot)
                     session["tcp"] = phase
                     self.sessions.put(slot, session)
-                    self.sessions.set_timeout(slot, self._established_ns if _established(phase) else self._transitory_ns)
+                    self.sessions.set_timeout(slot, self._established_ns if is_established(phase) else self._transitory_ns)
         return self._emit(b, f, fate, out, hop, **change)
 
     def _emit(self, b: Burst, f: Frame, fate: Fate, out: int, hop: int, **change: int) -> Fate:
