@@ -168,6 +168,23 @@ def test_python_and_native_do_the_same(settings: int, seed: int) -> None:
         assert counts["no_room"] > 0
 
 
+def test_many_flows_that_end_together_end_alike() -> None:
+    rigs = [Rig(kind, udp_s=1.0, filtering="address_dependent") for kind in ("python", "native")]
+    plain = bytes(Ether(src=HOST, dst=IN_MAC) / IP(src="10.0.0.5", dst=REMOTES[0]) / UDP(sport=0, dport=53, chksum=0))
+    frames = [(0, plain[:34] + (1024 + k).to_bytes(2, "big") + plain[36:]) for k in range(1500)]
+    for r in rigs:
+        r.meet()
+        for k in range(0, 1500, 250):
+            r.feed(*frames[k:k + 250])
+        assert len(r.state.sessions) == 1500
+        r.ctx.now_ns += 3 * 10**9
+    for tick in range(12):
+        for r in rigs:
+            r.app.on_tick(r.ctx)
+        assert rigs[0].digest() == rigs[1].digest(), (tick, _difference(*rigs))
+    assert [len(r.state.sessions) for r in rigs] == [0, 0] and len(rigs[0].state.permits) == 0
+
+
 def _difference(a: Rig, b: Rig) -> list[str]:
     return [name for name in a.arena.regions if (a.arena.view(name) != b.arena.view(name)).any()]
 

@@ -54,7 +54,7 @@ __all__ = ["Nat"]
 
 TCP, UDP, ICMP = 6, 17, 1
 ASK_NS = 10**9
-SWEEP = 1024                                                     # slots looked at per tick
+SWEEP = 1024                                                     # slots looked at per tick; at most 256 are closed
 POOL = np.full(256, -1, np.int64)
 for _proto, _number in PROTOCOLS.items():
     POOL[_proto] = _number

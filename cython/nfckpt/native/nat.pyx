@@ -53,7 +53,8 @@ cdef enum:
     INDEPENDENT = 0             # filterings
     ADDRESS = 1
     ADDRESS_AND_PORT = 2
-    SWEEP = 1024
+    SWEEP = 1024                # slots looked at per tick
+    CLOSE = 256                 # of them closed at most, as FlowTable.expire does
 
 cdef uint64_t ASK_NS = 1000000000
 
@@ -508,8 +509,8 @@ cdef class NativeNat(NativeFunction):
     # ---- time
 
     cdef void expire(self, uint64_t now) noexcept nogil:
-        cdef int64_t slots[SWEEP]
-        cdef int n = self.fragments.sweep(now, SWEEP, slots, SWEEP, self.fragment_ns), k
+        cdef int64_t slots[CLOSE]
+        cdef int n = self.fragments.sweep(now, SWEEP, slots, CLOSE, self.fragment_ns), k
         cdef Session s
         cdef Mapping* m
         cdef uint64_t* permit
@@ -517,7 +518,7 @@ cdef class NativeNat(NativeFunction):
         cdef uint8_t proto
         for k in range(n):
             self.fragments.erase(slots[k])
-        n = self.sessions.sweep(now, SWEEP, slots, SWEEP, self.transitory_ns)
+        n = self.sessions.sweep(now, SWEEP, slots, CLOSE, self.transitory_ns)
         for k in range(n):
             s = (<const Session*>self.sessions.value(slots[k]))[0]
             proto = <uint8_t>(<const SessionKey*>self.sessions.key_at(slots[k])).proto
