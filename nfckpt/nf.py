@@ -6,7 +6,7 @@ A whole app, complete:
         ports = ("left", "right")                       # indices 0 and 1
 
         def declare(self, state):                       # once, before the first frame, on both nodes alike
-            self.seen = state.counters("seen", 2)       # lives in the arena: survives the machine
+            self.seen = state.counters("seen", ["left", "right"])   # lives in the arena: survives the machine
 
         def on_burst(self, burst, ctx):                 # up to 256 frames, as numpy columns
             self.seen.add(burst.port, 1)

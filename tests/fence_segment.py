@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pyroute2 import IPRoute
 
-from nfckpt.netns import CLONE_NEWNET, in_netns
+from nfckpt.netns import CLONE_NEWNET, in_netns, on_thread
 
 ETH_P = 0x88B5                                              # local experimental: nobody else's frames
 HEAD = b"\x02\0\0\0\0\x02\x02\0\0\0\0\x01" + struct.pack(">H", ETH_P)
@@ -27,7 +27,7 @@ def new_netns() -> int:
         assert ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0, "tests of the fence need root"
         fd = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
         return fd
-    return in_netns(None, make)
+    return on_thread(make)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from nfckpt.apps.nat import Nat
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
 from nfckpt.native.headers import parse_burst
+from nfckpt.native.nat import NativeNat
 from nfckpt.state.state import State
 
 S = 10**9
@@ -24,12 +25,7 @@ WEB = "192.0.2.9"
 
 
 def apps() -> dict[str, type]:
-    found: dict[str, type] = {"python": Nat}
-    try:
-        from nfckpt.native.nat import NativeNat
-    except ImportError:
-        return found
-    return {**found, "native": NativeNat}
+    return {"python": Nat, "native": NativeNat}
 
 
 class Dice:

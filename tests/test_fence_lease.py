@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from fence_segment import Segment, emit, frame, segment
 
 from nfckpt.errors import ConfigError, MachineError
 from nfckpt.failover import nft
 from nfckpt.failover.lease import LEASE_MS_MAX, LEASE_MS_MIN, EgressLease, stamp
 from nfckpt.failover.lease_clock import LeaseClock
+from tests.fence_segment import Segment, emit, frame, segment
 
 T = TypeVar("T")
 MARK, LEASE_MS, TICK_MS = 0x4E000001, 100, 4
@@ -33,7 +33,7 @@ SENDER = """
 import sys, time
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 import socket
-from fence_segment import emit
+from tests.fence_segment import emit
 s = socket.socket(fileno=int(sys.argv[2]))
 n = 0
 print("ready", flush=True)
@@ -253,7 +253,7 @@ STOPPED = """
 import os, signal, sys, time
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 import socket
-from fence_segment import emit
+from tests.fence_segment import emit
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.lease_clock import LeaseClock
 where, sock, netns = sys.argv[2], socket.socket(fileno=int(sys.argv[3])), int(sys.argv[4])

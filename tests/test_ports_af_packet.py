@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import pyroute2
 import pytest
-from ports_lab import Veth, offload, veth
 
 from nfckpt.errors import ConfigError, MachineError, PortError
 from nfckpt.native.burst import Burst
@@ -21,6 +20,7 @@ from nfckpt.ports import AfPacketPort
 from nfckpt.ports.af_packet import SO_MARK
 from nfckpt.ports.port import Port
 from nfckpt.sim.conformance_port import numbered_frame
+from tests.ports_lab import Veth, offload, veth
 
 
 @pytest.fixture

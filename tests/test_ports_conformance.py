@@ -7,12 +7,12 @@ from collections import deque
 from pathlib import Path
 
 import pytest
-from ports_lab import veth
 
 from nfckpt.ports import AfPacketPort, MemoryHub, MemoryPort, PythonPort
 from nfckpt.ports.port import Port, PortLike
 from nfckpt.ports.wrappers import FaultyPort, RecorderPort
 from nfckpt.sim.conformance_port import check_port
+from tests.ports_lab import veth
 
 
 class Cable(PythonPort):

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from ports_lab import veth
 
 from nfckpt.errors import ConfigError, PortError
 from nfckpt.native.burst import Burst
@@ -19,6 +18,7 @@ from nfckpt.ports.pcap import PcapReader, PcapWriter
 from nfckpt.ports.port import Port
 from nfckpt.ports.wrappers import Faults, FaultyPort, RecorderPort
 from nfckpt.sim.conformance_port import numbered_frame
+from tests.ports_lab import veth
 
 
 def drain(port: Port, polls: int = 50) -> list[bytes]:

@@ -1,11 +1,11 @@
 """Flow table against a dict, under the two laws of the arena: every changed line was marked, a copy goes on alike."""
 import numpy as np
 import pytest
-from arena_laws import Marked, copy_of
 
 from nfckpt.errors import StateError
 from nfckpt.native.arena import Arena
 from nfckpt.state.flow_table import FlowTable
+from tests.arena_laws import Marked, copy_of
 
 SEED = bytes(range(32))
 VALUE = np.dtype([("port", "u2"), ("count", "u8")])

@@ -1,13 +1,13 @@
 """Counters, arrays, port pools, timers and values against plain-Python twins, under the two laws of the arena."""
 import numpy as np
 import pytest
-from arena_laws import Marked, copy_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfckpt.errors import StateError
 from nfckpt.native.arena import Arena
 from nfckpt.state import Counters, PortPool, State, TimerWheel, TypedArray, Values
+from tests.arena_laws import Marked, copy_of
 
 MS = 10**6
 few = settings(max_examples=40, deadline=None, derandomize=True)

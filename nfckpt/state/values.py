@@ -37,7 +37,7 @@ class Values(Structure, MutableMapping[str, Any]):
         self.declare(arena, name, "values", f"max_bytes={max_bytes}", 64 + max_bytes)
 
     def _head(self) -> tuple[int, int]:
-        generation, length = HEAD.unpack_from(self.arena.view(), self.offset + 8)
+        generation, length = HEAD.unpack_from(self.arena.view().data, self.offset + 8)
         return generation, length
 
     @property

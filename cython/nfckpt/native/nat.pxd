@@ -1,7 +1,7 @@
 """NativeNat: the NAT of nfckpt/apps/nat.py without the GIL. Layout of its state: nfckpt/apps/nat_plan.py."""
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from nfckpt.native.burst cimport Burst
+from nfckpt.native.burst cimport BURST_MAX, Burst
 from nfckpt.native.counters cimport Counters
 from nfckpt.native.flow_table cimport FlowTable
 from nfckpt.native.function cimport NativeFunction
@@ -82,6 +82,7 @@ cdef class NativeNat(NativeFunction):
     cdef TypedArray by_port
     cdef uint64_t now
     cdef uint64_t counts[FATES]
+    cdef int64_t hints[BURST_MAX]   # the session's slot as the burst began, or -1
     cdef uint64_t mac[2]
     cdef uint32_t net[2]
     cdef uint32_t mask[2]
@@ -95,6 +96,7 @@ cdef class NativeNat(NativeFunction):
     cdef uint32_t port_lo, port_hi
     cdef uint64_t established_ns, transitory_ns, udp_ns, icmp_ns, fragment_ns
 
+    cdef void look_ahead(self, Burst b) noexcept nogil
     cdef int one(self, Burst b, int i) noexcept nogil
     cdef int outbound(self, Burst b, int i, uint8_t proto) noexcept nogil
     cdef int inbound(self, Burst b, int i, uint8_t proto) noexcept nogil

