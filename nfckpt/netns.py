@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from nfckpt.errors import MachineError, PortError
+from nfckpt.errors import MachineError
 
 __all__ = ["CLONE_NEWNET", "NETNS_DIR", "enter", "in_netns", "netns_path", "on_thread"]
 
@@ -33,7 +33,7 @@ def in_netns(netns: str | os.PathLike[str] | int | None, call: Callable[[], _T])
     """call() inside the network namespace (a name, a path, an open fd, None: the caller's own), on a thread of its own.
 
     What it raises is raised here. A child process started there stays there.
-    Raises PortError when there is no such namespace, MachineError when it may not be entered.
+    Raises MachineError when there is no such namespace or it may not be entered.
     """
     if netns is None:
         return call()
@@ -50,7 +50,7 @@ def enter(netns: str | os.PathLike[str] | int) -> None:
     try:
         fd = os.dup(netns) if isinstance(netns, int) else os.open(netns_path(netns), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
-        raise PortError(f"no network namespace {netns}", e.strerror or "") from None
+        raise MachineError(f"no network namespace {netns}: {e.strerror}", "is the testbed up?") from None
     try:
         if _libc.setns(fd, CLONE_NEWNET) < 0:
             raise MachineError(f"namespace {netns} cannot be entered: {os.strerror(ctypes.get_errno())}",

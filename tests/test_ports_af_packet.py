@@ -230,7 +230,7 @@ def test_errors_say_what_to_do_and_leave_nothing_open(lab: Veth) -> None:
     before = count()
     with pytest.raises(PortError, match=r"no such device.*devices there: lo, v0"):
         AfPacketPort("nope0", lab.a)
-    with pytest.raises(PortError, match="no network namespace nowhere"):
+    with pytest.raises(MachineError, match="no network namespace nowhere"):
         AfPacketPort("lo", "nowhere")
     with pytest.raises(MachineError, match="cannot be entered"):
         AfPacketPort("lo", "/proc/self/ns/mnt")

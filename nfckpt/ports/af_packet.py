@@ -25,7 +25,7 @@ P4  An egress hook that drops (a fence) leaves the frame in the ring, and it lea
     an old term leaves under a new term's mark (I9), set_mark discards what waits.
 P5  A failed opening leaves nothing open.
 
-Errors: PortError (no such device, no such namespace), MachineError (a permission or kernel
+Errors: PortError (no such device), MachineError (no such namespace, a permission or kernel
 feature is missing), ConfigError (ring sizes that cannot be).
 Source: packet(7), Documentation/networking/packet_mmap.rst.
 """
