@@ -215,8 +215,8 @@ class Demo:
 
     def _wait(self, name: str, fits: Callable[[dict[str, Any]], bool], seconds: float) -> tuple[str, int, dict[str, Any]]:
         def found() -> list[tuple[str, int, dict[str, Any]]]:
-            return [e for e in self._events if e[0] == name and fits(e[2])
-                    or e[0] == "stopped" and e[2].get("code") == 2]
+            return [e for e in self._events if (e[0] == name and fits(e[2]))
+                    or (e[0] == "stopped" and e[2].get("code") == 2)]
 
         with self._news:
             if not self._news.wait_for(found, seconds):
