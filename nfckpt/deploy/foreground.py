@@ -25,7 +25,7 @@ from nfckpt.observe.events import EventLog
 __all__ = ["Pair", "answer", "run_foreground", "status_body"]
 
 FAILOVER_S_MAX = 5.0
-CANNOT_START = (2, 5)       # exit codes of nodes that are not started again
+CANNOT_START = (1, 2, 5, 7, 8)      # crashed, bad configuration, refused, no port, the app raised: see node.EXIT
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
 
@@ -80,13 +80,16 @@ def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pai
     """
     stop = stop or threading.Event()
     refused: list[str] = []
+    reasons: dict[str, str] = {}
     was_protected = threading.Event()
 
     def note(name: str, at_ns: int, fields: dict[str, Any]) -> None:
         if name == "protected":
             was_protected.set()
-        elif name == "stopped" and fields.get("code") in CANNOT_START and not was_protected.is_set():
-            refused.append(f"node {fields.get('node', '?')}: {fields.get('reason', '')}")
+        elif name == "stopped":
+            reasons[fields["node"]] = str(fields["reason"])
+        elif name == "exited" and fields["code"] in CANNOT_START and not was_protected.is_set():
+            refused.append(f"node {fields['node']}: {reasons.get(fields['node'], fields['why'])}")
         on_event(events.add(name, at_ns, fields))
 
     pair: Pair | None = None

@@ -59,7 +59,7 @@ class LocalPair:
         names = list(self.keepers)
         self.keepers[names[0]].start()
         deadline = time.monotonic() + 5
-        while not self.witness.holder and time.monotonic() < deadline:
+        while not self.witness.holder and self.keepers[names[0]].last_exit is None and time.monotonic() < deadline:
             time.sleep(0.005)
         for name in names[1:]:
             self.keepers[name].start()
