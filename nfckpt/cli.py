@@ -8,6 +8,7 @@ Exit codes   0 done   1 it ran, and the answer is no (demo, doctor)   2 error   
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -88,6 +89,8 @@ def demo(
             box.enter_box()                     # runs this command again inside, and exits
         print(f"no namespaces here, so the demo runs over memory ports: {reason}", file=sys.stderr)
         memory = True
+    if box.inside():
+        os.environ["TMPDIR"] = "/run"           # goes with the box, also when we are killed
     from nfckpt.testbed.demo_view import show
     raise typer.Exit(show(profile=profile, kills=kills, connections=connections, udp_rate=udp_rate, seconds=seconds, ray=ray,
                           memory=memory, as_json=as_json))

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from nfckpt.config import Bounds, NodeConfig, PairConfig
-from nfckpt.deploy.foreground import OnEvent, Pair
+from nfckpt.deploy.foreground import CANNOT_START, OnEvent, Pair
 from nfckpt.errors import ConfigError, NfckptError, ProtectionError
 from nfckpt.testbed import procs
 from nfckpt.testbed.topology import GATEWAY_IP, NAT_IP, NODES, REP_IPS, Testbed
@@ -37,6 +37,7 @@ __all__ = ["Demo", "Report", "Stage", "TestbedStage", "pair_config", "verdict"]
 PROTECTED_S_MAX = 30.0
 RECEIPT_S_MAX = 5.0
 CHANNEL_PORT = 7701
+_Event = tuple[str, int, dict[str, Any]]
 MUST_BE_ZERO = {"tcp": ("failed", "reset", "corrupt", "source_changed"), "udp": ("lost", "duplicated", "sink_overflow")}
 
 
@@ -54,8 +55,9 @@ class Stage(Protocol):
 
     config: PairConfig
     pass_fds: tuple[int, ...]
-    traffic: Traffic
 
+    @property
+    def traffic(self) -> Traffic: ...
     def __enter__(self) -> Stage: ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
@@ -126,7 +128,7 @@ class Demo:
         self.reprotect_ms: list[float] = []
         self.receipts: list[dict[str, Any]] = []
         self._on_event = on_event
-        self._events: list[tuple[str, int, dict[str, Any]]] = []
+        self._events: list[_Event] = []
         self._news = threading.Condition()
         self._pair: Pair | None = None
         self._term = 0
@@ -213,18 +215,20 @@ class Demo:
         if self._on_event is not None:
             self._on_event(name, at_ns, fields)
 
-    def _wait(self, name: str, fits: Callable[[dict[str, Any]], bool], seconds: float) -> tuple[str, int, dict[str, Any]]:
-        def found() -> list[tuple[str, int, dict[str, Any]]]:
-            return [e for e in self._events if e[0] == name and fits(e[2])
-                    or e[0] == "stopped" and e[2].get("code") == 2]
+    def _wait(self, name: str, fits: Callable[[dict[str, Any]], bool], seconds: float) -> _Event:
+        def found() -> list[_Event]:
+            return [e for e in self._events if (e[0] == name and fits(e[2])) or cannot_start(e)]
+
+        def cannot_start(event: _Event) -> bool:
+            return not self._term and event[0] in ("stopped", "exited") and event[2]["code"] in CANNOT_START
 
         with self._news:
             if not self._news.wait_for(found, seconds):
                 last = "; ".join(f"{n} {f.get('node', '')} {f.get('reason', f.get('why', ''))}".strip() for n, _, f in self._events[-4:])
                 raise ProtectionError(f"no {name!r} within {seconds:.0f} s; last: {last}")
             event = found()[0]
-        if event[0] == "stopped":
-            raise NfckptError(f"node {event[2].get('node')} cannot run: {event[2].get('reason')}")
+        if cannot_start(event):
+            raise NfckptError(f"node {event[2]['node']} cannot run: {event[2].get('reason', event[2].get('why'))}")
         return event
 
     # ── result ───────────────────────────────────────────────────────────────────────────────────
