@@ -31,7 +31,7 @@ import msgspec
 from nfckpt.checkpoint.engine import Engine
 from nfckpt.clock import PairClock
 from nfckpt.config import PairConfig
-from nfckpt.errors import ConfigError, MachineError, NfckptError, PeerError, PortError
+from nfckpt.errors import ConfigError, MachineError, NfckptError, PeerError, PortError, StateError
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.proof import harden_process
@@ -196,7 +196,10 @@ class Node:
 
     def _open(self) -> None:
         self.app = load_app(self.config)
-        self.layout = self._state(Arena(self.bounds.arena_bytes), self.app)[0].layout_digest()
+        try:
+            self.layout = self._state(Arena(self.bounds.arena_bytes), self.app)[0].layout_digest()
+        except StateError as e:
+            raise ConfigError(f"the state of {self.config.app} cannot be declared: {e.message}", e.hint) from None
         forms = [parse_port(form) for form in self.me.ports]
         for form in forms:
             if form.get("scheme") == "afpacket":

@@ -104,10 +104,12 @@ class TestbedStage:
 @dataclass(frozen=True)
 class Report:
     """`body`: {"profile", "kills", "tcp", "udp", "outage_ms", "reprotect_ms", "epochs_committed", "epochs_per_s",
-    "uncommitted_at_kill", "receipts"}; UDP counts both directions, tcp also what curl fetched. `problems`: see D2."""
+    "uncommitted_at_kill", "receipts"}; UDP counts both directions, tcp also what curl fetched. `problems`: see D2.
+    `fetched`: files that curl got, None where there is no curl."""
 
     body: dict[str, Any]
     problems: list[str]
+    fetched: int | None = None
 
 
 def verdict(body: dict[str, Any]) -> list[str]:
@@ -160,7 +162,8 @@ class Demo:
                 self._pair = None
                 pair.close()
         body = self._add_up(result, epochs, seconds)
-        return Report(body, [*trouble, *(verdict(body) or problems(result))])
+        fetched = result["web"]["fetched"] if result["web"] else None
+        return Report(body, [*trouble, *(verdict(body) or problems(result))], fetched)
 
     def look(self) -> dict[str, Any]:
         """{"phase", "kills", "of", "active", "nodes", "traffic"} as of now; takes up to a second while a node is down."""

@@ -111,7 +111,8 @@ def _result(report: Report) -> RenderableType:
         broken = any(body[part][key] for key in MUST_BE_ZERO[part])
         table.add_row(Text(name, "dim"), good, Text(", ".join(zeros), "bold red" if broken else "green"))
 
-    row("tcp", "tcp", f"{tcp['connections']:,} connections, {tcp['opened_during_outage']} opened during an outage")
+    curl = "" if report.fetched is None else f", curl fetched {report.fetched} files"
+    row("tcp", "tcp", f"{tcp['connections']:,} connections, {tcp['opened_during_outage']} opened during an outage{curl}")
     row("udp", "udp", f"{udp['sent']:,} numbered frames sent, {udp['received']:,} received")
     for name, key, what in (("kills", "uncommitted_at_kill", "frames not committed then"), ("", "outage_ms", "ms of outage"),
                             ("", "reprotect_ms", "ms until protected again")):
