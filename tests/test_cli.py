@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import pytest
 from nfckpt.config import example, loads
 from nfckpt.deploy.control import ControlServer, ask, pairs
 from nfckpt.errors import ConfigError, ProtectionError
-from nfckpt.observe.events import EventLog
+from nfckpt.observe.events import SCRIBE_EVENTS_MAX, EventLog, Scribe
 from nfckpt.observe.metrics import render
 from nfckpt.ports import MemoryHub
 
@@ -345,3 +346,29 @@ def test_metrics_of_a_status() -> None:
                  'nfckpt_agent_total{counter="polls",node="a",pair="p"} 7.0',
                  'nfckpt_port_total{counter="rx_ring_drops",node="a",pair="p",port="0:lan"} 5.0'):
         assert line in text.splitlines(), text
+
+
+def test_a_terminal_that_does_not_read_holds_up_nobody() -> None:
+    stuck = threading.Event()
+    shown: list[int] = []
+
+    def say(row: dict[str, Any]) -> None:
+        stuck.wait(5)
+        shown.append(row["i"])
+
+    scribe = Scribe(EventLog(), say)
+    began = time.monotonic()
+    for i in range(SCRIBE_EVENTS_MAX + 100):
+        scribe.note("tick", 0, {"i": i})
+    assert time.monotonic() - began < 1 and 98 <= scribe.left_out <= 100
+    stuck.set()
+    scribe.close()
+    assert shown == list(range(len(shown))) and len(shown) >= SCRIBE_EVENTS_MAX
+
+
+def test_a_reader_that_went_away_ends_the_run(running: Running) -> None:
+    assert running.process.stdout
+    running.process.stdout.close()
+    assert running.process.wait(20) == 1
+    assert running.process.stderr and running.process.stderr.read() == ""
+    assert not list(Path(running.env["XDG_RUNTIME_DIR"], "nfckpt").iterdir())

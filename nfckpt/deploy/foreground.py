@@ -10,17 +10,18 @@ Promises    G1 whatever ends it, `close` of the pair has run and nothing of it i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from nfckpt.config import PairConfig
 from nfckpt.deploy.control import ControlServer
-from nfckpt.errors import ConfigError, NfckptError, ProtectionError
-from nfckpt.observe.events import EventLog
+from nfckpt.errors import ConfigError, ProtectionError
+from nfckpt.observe.events import EventLog, Scribe
 
 __all__ = ["Pair", "answer", "run_foreground", "status_body"]
 
@@ -73,15 +74,16 @@ def answer(pair: Pair, events: EventLog, verb: str) -> dict[str, Any]:
 
 
 def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pair], events: EventLog,
-                   on_event: Callable[[dict[str, Any]], None], *, metrics_port: int = 0, stop: threading.Event | None = None) -> None:
+                   say: Callable[[dict[str, Any]], None], *, metrics_port: int = 0, stop: threading.Event | None = None) -> None:
     """Keep a pair made by `make(config, on_event)` until `stop` is set or KeyboardInterrupt or SystemExit is raised here.
 
-    `on_event(row)` is called for every event, from any thread. Raises ConfigError, MachineError.
+    `say(row)` shows an event. Raises ConfigError, MachineError, and the OSError of a `say` whose reader went away.
     """
     stop = stop or threading.Event()
     refused: list[str] = []
     reasons: dict[str, str] = {}
     was_protected = threading.Event()
+    pair: Pair | None = None
 
     def note(name: str, at_ns: int, fields: dict[str, Any]) -> None:
         if name == "protected":
@@ -90,35 +92,36 @@ def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pai
             reasons[fields["node"]] = str(fields["reason"])
         elif name == "exited" and fields["code"] in CANNOT_START and not was_protected.is_set():
             refused.append(f"node {fields['node']}: {reasons.get(fields['node'], fields['why'])}")
-        on_event(events.add(name, at_ns, fields))
-
-    pair: Pair | None = None
+        scribe.note(name, at_ns, fields)
 
     def reply(verb: str) -> dict[str, Any]:
         if pair is None:
             raise ProtectionError("the pair is just starting", "ask again")
         return answer(pair, events, verb)
 
-    with ControlServer(config.name, reply):
-        stop_metrics: Callable[[], None] | None = None
+    with ControlServer(config.name, reply), contextlib.ExitStack() as undo:
+        scribe = Scribe(events, say)
+        undo.callback(scribe.close)
         made = make(config, note)
-        try:
-            if metrics_port:
-                from nfckpt.observe import metrics
-                stop_metrics = metrics.serve(config.name, made.status, metrics_port)
-            made.start()
-            pair = made
-            while not stop.wait(0.2):
-                if refused:
-                    raise ConfigError(refused[0])
-        finally:
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN) if threading.current_thread() is threading.main_thread() else None
-            try:
-                if stop_metrics is not None:
-                    stop_metrics()
-                made.close()
-            except NfckptError as e:
-                on_event(events.add("close_failed", time.monotonic_ns(), {"reason": str(e)}))
-            finally:
-                if before is not None:
-                    signal.signal(signal.SIGINT, before)
+        undo.callback(made.close)
+        undo.enter_context(_undisturbed())
+        if metrics_port:
+            from nfckpt.observe import metrics
+            undo.callback(metrics.serve(config.name, made.status, metrics_port))
+        made.start()
+        pair = made
+        while not stop.wait(0.2):
+            if refused:
+                raise ConfigError(refused[0])
+            if scribe.error is not None:
+                raise scribe.error
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """From its end on, to the end of the command, a further Ctrl-C does not interrupt what is being undone."""
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
