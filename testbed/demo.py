@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from nfckpt.config import Bounds, NodeConfig, PairConfig
-from nfckpt.deploy.foreground import CANNOT_START, OnEvent, Pair
+from nfckpt.deploy.foreground import CANNOT_START, OnEvent, Pair, make_pair
 from nfckpt.errors import ConfigError, NfckptError, ProtectionError
 from nfckpt.testbed import procs
 from nfckpt.testbed.topology import GATEWAY_IP, NAT_IP, NODES, REP_IPS, Testbed
@@ -121,7 +121,7 @@ def verdict(body: dict[str, Any]) -> list[str]:
 class Demo:
     """One run. `on_event(name, at_ns, fields)` and `look` serve a live view, from other threads."""
 
-    def __init__(self, stage: Stage, *, kills: int = 5, run_s: float = 1.0, ray: bool = True, on_event: OnEvent | None = None) -> None:
+    def __init__(self, stage: Stage, *, kills: int = 5, run_s: float = 1.0, ray: bool | None = None, on_event: OnEvent | None = None) -> None:
         if kills < 1 or run_s < 0:
             raise ConfigError("kills or seconds", "at least one kill, no negative time")
         self.stage, self.kills, self.run_s, self.ray = stage, kills, run_s, ray
@@ -139,7 +139,7 @@ class Demo:
         """Everything from the first namespace to the last. Raises NfckptError where it could not even begin."""
         trouble: list[str] = []
         with self.stage:
-            pair = self._make()
+            pair = make_pair(self.stage.config, self._note, ray=self.ray, pass_fds=self.stage.pass_fds)
             try:
                 self._pair = pair
                 pair.start()
@@ -172,14 +172,6 @@ class Demo:
                 "nodes": pair.status() if pair else {}, "traffic": self.stage.traffic.live()}
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
-
-    def _make(self) -> Pair:
-        if self.ray:
-            from nfckpt.deploy.ray_pair import RayPair
-            pair: Pair = RayPair(self.stage.config, on_event=self._note)
-            return pair
-        from nfckpt.deploy.local import LocalPair
-        return LocalPair(self.stage.config, pass_fds=self.stage.pass_fds, on_event=self._note)
 
     def _run(self, pair: Pair) -> None:
         self.phase = "running"

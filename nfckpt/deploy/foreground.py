@@ -11,6 +11,7 @@ Promises    G1 whatever ends it, `close` of the pair has run and nothing of it i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import threading
@@ -20,10 +21,10 @@ from typing import Any, Protocol
 
 from nfckpt.config import PairConfig
 from nfckpt.deploy.control import ControlServer
-from nfckpt.errors import ConfigError, ProtectionError
+from nfckpt.errors import ConfigError, MachineError, ProtectionError
 from nfckpt.observe.events import EventLog, Scribe
 
-__all__ = ["Pair", "answer", "run_foreground", "status_body"]
+__all__ = ["Pair", "answer", "has_ray", "make_pair", "run_foreground", "status_body"]
 
 FAILOVER_S_MAX = 5.0
 CANNOT_START = (1, 2, 5, 7, 8)      # crashed, bad configuration, refused, no port, the app raised: see node.EXIT
@@ -42,6 +43,31 @@ class Pair(Protocol):
     def close(self) -> None: ...
     def status(self) -> dict[str, dict[str, Any]]: ...
     def failover(self) -> bool: ...
+
+
+def has_ray() -> bool:
+    """Whether pairs of Ray actors can be made here: the default of every command."""
+    return all(importlib.util.find_spec(name) is not None for name in ("ray", "nfckpt.deploy.ray_pair"))
+
+
+def make_pair(config: PairConfig, on_event: OnEvent, *, ray: bool | None = None, address: str | None = None,
+              key: bytes | None = None, pass_fds: tuple[int, ...] = ()) -> Pair:
+    """A pair of Ray actors, or with `ray=False` of this process's children; None: Ray where it is.
+
+    `address`: of a Ray cluster that runs already. `pass_fds` are for children only. Raises ConfigError, MachineError.
+    """
+    if ray is None:
+        ray = has_ray()
+    if not ray:
+        if address:
+            raise ConfigError("an address without Ray", "leave out --address or --local")
+        from nfckpt.deploy.local import LocalPair
+        return LocalPair(config, key=key, on_event=on_event, pass_fds=pass_fds)
+    if not has_ray():
+        raise MachineError("Ray is not installed here", "pip install ray, or use --local (demo: --no-ray)")
+    from nfckpt.deploy.ray_pair import RayPair
+    pair: Pair = RayPair(config, key=key, on_event=on_event, address=address)
+    return pair
 
 
 def status_body(pair: Pair) -> dict[str, Any]:
