@@ -195,6 +195,8 @@ class Node:
             self._close()
 
     def _open(self) -> None:
+        if self.me.cpu >= 0:        # first of all: the kernel makes the rings without pause, and not on the active's CPU
+            os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
         self.app = load_app(self.config)
         try:
             self.layout = self._state(Arena(self.bounds.arena_bytes), self.app)[0].layout_digest()
@@ -212,8 +214,6 @@ class Node:
             self.lease = EgressLease(forms[0].get("netns"), [f["ifname"] for f in forms],
                                      f"nfckpt_{self.config.name}_{self.node}")
             self.lease.install()
-        if self.me.cpu >= 0:
-            os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
         self.life_fd = LifeLock.create()
         self._life = LifeLock(self.life_fd)
         self._life.hold()
@@ -430,6 +430,7 @@ class Node:
     def _follow(self) -> None:
         """Dial the active, follow it, until promoted (returns) or stopped (raises)."""
         b = self.bounds
+        self._warm()                # before the hello: from then on the active holds its output for our acks
         self.arena = Arena(b.arena_bytes)
         self.clock = PairClock()
         tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
@@ -453,7 +454,6 @@ class Node:
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
                                    now=time.monotonic_ns())
         self._perform(core.hello())
-        self._warm()
         while not self.promoted:
             self._follow_once(core, time.monotonic_ns())
 
