@@ -703,14 +703,15 @@ class Node:
         steps["total"] = (live_ns - takeover.lost_ns) // 1000
         self.receipt = {"term": takeover.term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof,
                         "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.epoch,
-                        "uncommitted": self.uncommitted, "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
+                        "uncommitted": self.uncommitted, "replayed": tap.waiting_inputs,
+                        "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
         self.receipt_due_ns = live_ns + 2 * self.bounds.tap_skew_ms_max * MS
         self._report("takeover", {"term": takeover.term, "reason": takeover.reason, "outage_us": steps["total"]})
 
     def _finish_receipt(self, tap: Tap) -> None:
         assert self.receipt is not None
         now, before = tap.counters(), self.receipt.pop("before")
-        receipt = Receipt(**self.receipt, replayed=now["replayed"], suppressed=now["credited"] - before["credited"],
+        receipt = Receipt(**self.receipt, suppressed=now["credited"] - before["credited"],
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None
         self._report("receipt", msgspec.to_builtins(receipt))

@@ -49,7 +49,7 @@ def test_nothing_breaks(profile: str) -> None:
     assert body["tcp"]["connections"] > 20 and body["udp"]["sent"] > 5000 and body["udp"]["received"] == body["udp"]["sent"]
     assert 0 < body["outage_ms"][0] < 1000 and 0 < body["reprotect_ms"][0] < 10_000
     (receipt,) = body["receipts"]
-    assert receipt["exact"] and receipt["replayed"] > 0 and receipt["proof"] is (profile == "host")
+    assert receipt["exact"] and (profile == "host" or receipt["replayed"] > 0) and receipt["proof"] is (profile == "host")
     assert receipt["uncommitted"] == body["uncommitted_at_kill"][0] and body["epochs_committed"] > 100
 
 
