@@ -22,7 +22,7 @@ from typing import Any
 
 from nfckpt.config import PairConfig, check
 from nfckpt.deploy.keeper import Keeper
-from nfckpt.errors import ProtectionError
+from nfckpt.errors import ConfigError, ProtectionError
 from nfckpt.failover.witness import Answer, Question, Witness
 from nfckpt.secrets import new_key
 from nfckpt.wire.keeper import NodeSpec
@@ -88,16 +88,23 @@ class LocalPair:
             return self.witness.holder
 
     def wait_protected(self, timeout_s: float = 20.0, term: int = 0) -> str:
-        """Block until a standby is recorded (in `term` or later). Returns the active's name. Raises ProtectionError."""
+        """Block until a standby is recorded (in `term` or later). Returns the active's name.
+
+        Raises ProtectionError after `timeout_s`, and ConfigError as soon as a node cannot start at all.
+        """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with self._lock:
                 view = self.witness.view()
             if view.standby and view.holder and view.term >= term:
                 return view.holder
+            for name, keeper in self.keepers.items():
+                if keeper.gave_up and keeper.last_exit:
+                    raise ConfigError(f"node {name} cannot run: {keeper.last_exit[1]}")
             time.sleep(0.002)
-        last = {n: k.last_exit for n, k in self.keepers.items()}
-        raise ProtectionError(f"not protected within {timeout_s} s ({self.witness.view()}, last exits {last})")
+        ends = [f"{n}: {k.last_exit[1]}" for n, k in self.keepers.items() if k.last_exit]
+        raise ProtectionError(f"not protected within {timeout_s} s; active: {view.holder or 'none'}, standby: none",
+                              "; ".join(["how nodes ended", *ends]) if ends else "their standard error may say more")
 
     def kill_active(self, signal_number: int = signal.SIGKILL) -> tuple[str, int]:
         """Signal the active's packet process. Returns (node, pid)."""
