@@ -96,7 +96,7 @@ def load_app(config: PairConfig) -> App:
         cls = getattr(importlib.import_module(module), name)
         app = cls(**config.app_args)
     except (ImportError, AttributeError) as e:
-        raise ConfigError(f"app = {config.app!r}: {e}", "is its folder on PYTHONPATH?") from None
+        raise ConfigError(f"app = {config.app!r}: {e}", "start where it lies, or put its folder on PYTHONPATH") from None
     except TypeError as e:
         raise ConfigError(f"[app] arguments of {config.app}: {e}") from None
     if not isinstance(app, (NetworkFunction, PollingFunction, NativeFunction)):
