@@ -4,10 +4,7 @@ The next place is one number in the arena. If a crash lost or repeated a step of
 given twice; if it lost or repeated a frame, the sender's own number would.
 """
 
-import time
-
-from nfckpt import Burst, Context, LocalPair, MemoryHub, PollingAgent, PollingFunction, State
-from nfckpt.config import NodeConfig, PairConfig
+from nfckpt import Bench, Burst, Context, PollingAgent, PollingFunction, State
 
 
 class Forwarder(PollingFunction):
@@ -34,21 +31,13 @@ class Forwarder(PollingFunction):
 
 if __name__ == "__main__":
     head = bytes.fromhex("020000000001" "020000000002" "88b5") + bytes(8)       # addresses, type, room for the place
-    frames = [head + n.to_bytes(8, "big") + bytes(30) for n in range(2000)]
-    with MemoryHub(3, 4096) as left, MemoryHub(3, 4096) as right:       # two segments; we are endpoint 0, the nodes 1 and 2
-        sender, sink, burst, came = left.open(0), right.open(0), Burst(), []
-        nodes = {n: NodeConfig(ports=[hub.endpoint_spec(i, by_path=True) for hub in (left, right)]) for i, n in enumerate("ab", 1)}
-        with LocalPair(PairConfig(name="forwarder", app="polling_forwarder:Forwarder", nodes=nodes)) as pair:
-            pair.wait_protected()
-            for n in range(0, 3000, 20):
-                sender.tx_burst(frames[n:n + 20])               # after 2000: none, only what is still under way comes out
-                if n in (500, 1500):                            # the second one hits the node that survived the first
-                    print("kill -9 of node {}, process {}".format(*pair.kill_active()))
-                if n in (1480, 2000):
-                    pair.wait_protected(term=2 if n < 1500 else 3)
-                time.sleep(0.002)
-                burst.reset()
-                sink.rx_burst(burst, 256)
-                came += [(int.from_bytes(f[14:22], "big"), int.from_bytes(f[22:30], "big")) for f in burst.frames()]
-    assert came == [(n, n) for n in range(2000)], came          # each frame once, each place once, in order
-    print("2000 frames, each once, each in its place")
+    frames = [head + n.to_bytes(8, "big") + bytes(30) for n in range(3000)]
+    with Bench("polling_forwarder:Forwarder") as bench:
+        for first in (0, 1000, 2000):
+            bench.send(0, frames[first:first + 500])
+            print("kill -9 of node", bench.kill())              # each time the one that survived the last time
+            bench.send(0, frames[first + 500:first + 1000])     # at once: nobody is active yet
+            bench.wait_protected()
+        came = [(int.from_bytes(f[14:22], "big"), int.from_bytes(f[22:30], "big")) for f in bench.receive(1)]
+    assert came == [(n, n) for n in range(3000)], came          # each frame once, each place once, in order
+    print("3000 frames, each once, each in its place")

@@ -3,12 +3,9 @@
 Here 5 sources send 400 frames each and a bucket of 100 tokens gains one more in 1,000 s: the first 100 of each pass.
 """
 
-import time
-
 import numpy as np
 
-from nfckpt import Burst, Context, LocalPair, MemoryHub, NetworkFunction, State
-from nfckpt.config import NodeConfig, PairConfig
+from nfckpt import Bench, Burst, Context, NetworkFunction, State
 
 
 class RateLimiter(NetworkFunction):
@@ -38,23 +35,12 @@ class RateLimiter(NetworkFunction):
 if __name__ == "__main__":
     from scapy.all import IP, UDP, Ether  # here, not above: the nodes import this module too
     frames = [bytes(Ether() / IP(src=f"10.0.0.{n % 5}", dst="192.0.2.1") / UDP() / n.to_bytes(4, "big")) for n in range(2000)]
-    with MemoryHub(3, 4096) as inside, MemoryHub(3, 4096) as outside:   # two segments; we are endpoint 0, the nodes 1 and 2
-        client, server, burst, passed = inside.open(0), outside.open(0), Burst(), []
-        nodes = {n: NodeConfig(ports=[hub.endpoint_spec(i, by_path=True) for hub in (inside, outside)]) for i, n in enumerate("ab", 1)}
-        with LocalPair(PairConfig(name="limiter", app="rate_limiter:RateLimiter", nodes=nodes,
-                                  app_args={"tokens_max": 100, "tokens_per_s": 0.001})) as pair:
-            pair.wait_protected()
-            for n in range(0, 3000, 20):
-                client.tx_burst(frames[n:n + 20])               # after 2000: none, only what is still under way comes out
-                if n == 300:                                    # 60 tokens of each bucket are spent
-                    print("kill -9 of node {}, process {}".format(*pair.kill_active()))
-                elif n == 2000:
-                    pair.wait_protected(term=2)                 # the survivor has a new standby
-                time.sleep(0.002)
-                burst.reset()
-                server.rx_burst(burst, 256)
-                passed += [int.from_bytes(frame[42:46], "big") for frame in burst.frames()]
-            limiter = pair.status()[pair.active]["state"][0]    # rows in the order of declare
+    with Bench("rate_limiter:RateLimiter", tokens_max=100, tokens_per_s=0.001) as bench:
+        bench.send(0, frames[:300])                             # 60 tokens of each bucket
+        print("kill -9 of node", bench.kill())
+        bench.send(0, frames[300:])                             # at once: nobody is active yet
+        passed = [int.from_bytes(frame[42:46], "big") for frame in bench.receive(1)]
+        counts = bench.counts["limiter"]
     assert passed == list(range(500)), passed                   # none lost, none twice, nobody got a token more
-    assert limiter["counts"] == {"passed": 500, "refused": 1500}, limiter
+    assert counts == {"passed": 500, "refused": 1500}, counts
     print("500 of 2000 frames passed, each once, the first 100 of each source")

@@ -1,6 +1,6 @@
 """nfckpt: network functions that survive the death of the machine they run on. Every poll is a checkpoint.
 
-    from nfckpt import NetworkFunction, LocalPair, MemoryHub, PairConfig, NodeConfig
+    from nfckpt import Bench, Burst, Context, NetworkFunction, State
 
 What an author writes: `nfckpt.nf`. How to write one: docs/write-your-own-nf.md. The command: `nfckpt --help`.
 
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from nfckpt.ports import MemoryHub as MemoryHub
     from nfckpt.ports import open_port as open_port
     from nfckpt.state.state import State as State
+    from nfckpt.testbed.bench import Bench as Bench
 
     __version__: str
 
 _HOME = {
     "AfPacketPort": "nfckpt.ports",
+    "Bench": "nfckpt.testbed.bench",
     "Bounds": "nfckpt.config",
     "Burst": "nfckpt.native.burst",
     "Context": "nfckpt.nf",
