@@ -54,7 +54,7 @@ _HOME = {
     "open_port": "nfckpt.ports",
 }
 
-__all__ = [*_HOME, "__version__", "errors"]
+__all__ = [*(set(_HOME) - {"RayPair"}), "__version__", "errors"]        # `import *` must not import Ray
 
 
 def __getattr__(name: str) -> Any:

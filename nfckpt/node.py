@@ -31,7 +31,7 @@ import msgspec
 from nfckpt.checkpoint.engine import Engine
 from nfckpt.clock import PairClock
 from nfckpt.config import PairConfig
-from nfckpt.errors import ConfigError, MachineError, NfckptError, PeerError, PortError
+from nfckpt.errors import ConfigError, MachineError, NfckptError, PeerError, PortError, StateError
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.proof import harden_process
@@ -70,7 +70,7 @@ from nfckpt.wire import keeper, kinds
 from nfckpt.wire.rendezvous import Connector, Listener
 from nfckpt.wire.transport import Transport
 
-__all__ = ["EXIT", "Node", "load_app", "main"]
+__all__ = ["EXIT", "Node", "declare", "load_app", "main"]
 
 MS = 1_000_000
 
@@ -94,17 +94,43 @@ def load_app(config: PairConfig) -> App:
     module, _, name = config.app.partition(":")
     try:
         cls = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as e:
+        hint = "start where it lies, or put its folder on PYTHONPATH" if module.split(".")[0] == e.name else where(e)
+        raise ConfigError(f"app = {config.app!r}: {e}", hint) from None
+    except Exception as e:
+        raise ConfigError(f"app = {config.app!r}: {type(e).__name__}: {e}", where(e)) from None
+    try:
         app = cls(**config.app_args)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f"app = {config.app!r}: {e}", "start where it lies, or put its folder on PYTHONPATH") from None
-    except TypeError as e:
-        raise ConfigError(f"[app] arguments of {config.app}: {e}") from None
+    except NfckptError as e:
+        raise ConfigError(f"[app] of {config.app}: {e.message}", e.hint) from None
+    except Exception as e:
+        raise ConfigError(f"[app] of {config.app}: {type(e).__name__}: {e}", where(e)) from None
     if not isinstance(app, (NetworkFunction, PollingFunction, NativeFunction)):
-        raise ConfigError(f"{config.app} is no network function", "derive it from nfckpt.NetworkFunction")
+        raise ConfigError(f"{config.app} is no network function", "derive it from nfckpt.NetworkFunction, PollingFunction or NativeFunction")
     widths = {len(n.ports) for n in config.nodes.values()}
     if app.ports and widths != {len(app.ports)}:
         raise ConfigError(f"{config.app} has ports {list(app.ports)}, the nodes give {widths.pop()}")
     return app
+
+
+def declare(config: PairConfig, app: App, arena: Arena, seed: bytes) -> tuple[State, Parking]:
+    """All regions of the pair in `arena`, sealed. Raises ConfigError when the app's `declare` fails."""
+    state = State(arena, seed=seed)
+    try:
+        app.declare(state)
+        parking = Parking(arena, max(1, config.bounds.park_frames_max))
+    except StateError as e:
+        raise ConfigError(f"state of {config.app}: {e.message}", e.hint) from None
+    except Exception as e:
+        raise ConfigError(f"{config.app}.declare raised {type(e).__name__}: {e}", where(e)) from None
+    state.seal()
+    return state, parking
+
+
+def where(e: Exception) -> str:
+    """"file.py:12", the innermost line of Python that raised `e`."""
+    lines = traceback.extract_tb(e.__traceback__)
+    return f"{os.path.basename(lines[-1].filename)}:{lines[-1].lineno}" if len(lines) > 1 else ""
 
 
 class _Context:
@@ -196,7 +222,9 @@ class Node:
 
     def _open(self) -> None:
         self.app = load_app(self.config)
-        self.layout = self._state(Arena(self.bounds.arena_bytes), self.app)[0].layout_digest()
+        scratch = Arena(self.bounds.arena_bytes)
+        declare(self.config, self.app, scratch, self.secrets.table)
+        self.layout = scratch.layout_digest()
         forms = [parse_port(form) for form in self.me.ports]
         for form in forms:
             if form.get("scheme") == "afpacket":
@@ -216,13 +244,6 @@ class Node:
         self._life.hold()
         harden_process()
         sys.setswitchinterval(0.0005)
-
-    def _state(self, arena: Arena, app: App) -> tuple[Arena, State, Parking]:
-        state = State(arena, seed=self.secrets.table)
-        app.declare(state)
-        parking = Parking(arena, max(1, self.bounds.park_frames_max))
-        state.seal()
-        return arena, state, parking
 
     def _close(self) -> None:
         self._drop_channel()
@@ -531,7 +552,7 @@ class Node:
         # a fresh mapping and a fresh app: nothing but the arena's bytes is carried over
         arena = Arena(fd=os.dup(self.arena.fd))
         app = load_app(self.config) if takeover is not None else self.app
-        arena, self.state, parking = self._state(arena, app)
+        self.state, parking = declare(self.config, app, arena, self.secrets.table)
         gate = Gate(self.ports, b.gate_frames_max, b.gate_bytes_max)
         agent = self.agent = Agent(self.ports, arena, gate, self.secrets.tap, names_max=b.names_max, parking=parking)
         engine = Engine(b, (standby.epoch if isinstance(standby, Standby) else 0) + 1)

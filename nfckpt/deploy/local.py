@@ -60,7 +60,7 @@ class LocalPair:
         names = list(self.keepers)
         self.keepers[names[0]].start()
         deadline = time.monotonic() + 5
-        while not self.witness.holder and time.monotonic() < deadline:
+        while not self.witness.holder and not self.keepers[names[0]].gave_up and time.monotonic() < deadline:
             time.sleep(0.005)
         for name in names[1:]:
             self.keepers[name].start()
