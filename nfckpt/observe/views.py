@@ -64,21 +64,17 @@ def nodes_table(nodes: Status, rates: Rates | None = None, at_s: float = 0.0) ->
 
 
 def receipts_table(receipts: list[dict[str, Any]]) -> Table:
-    """One row a takeover; counts are frames (again: committed outputs emitted again), times ms."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("term", "node", "exact", "replayed", "again", "doubled", "missed", "ms"):
-        table.add_column(heading, justify="left" if heading in ("node", "exact") else "right", no_wrap=True,
-                         min_width=len(heading))
-    for heading in ("of which", "reason"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=len(heading))
+    """Two lines a takeover: counts in frames, times in ms, and why it happened."""
+    table = Table.grid(padding=(0, 2, 0, 0))
     for r in receipts:
-        steps = {name: us / 1000 for name, us in r["steps_us"].items()}
-        bad = r["doubled"] or r["active_missed"] or r["tap_missed"] or not r["exact"]
-        table.add_row(
-            str(r["term"]), r["node"], "yes" if r["exact"] else "no", str(r["replayed"]), str(r["reemitted"]), str(r["doubled"]), str(r["active_missed"] + r["tap_missed"]),
-            f"{steps.get('total', 0):.1f}",
-            " ".join(f"{name} {ms:.1f}" for name, ms in steps.items() if name != "total" and ms >= 0.5), r["reason"],
-            style="yellow" if bad else "")
+        ms = {name: us / 1000 for name, us in r["steps_us"].items()}
+        missed = r["active_missed"] + r["tap_missed"]
+        bad = r["doubled"] or missed or not r["exact"]
+        steps = ", ".join(f"{name} {t:.1f}" for name, t in ms.items() if name != "total" and t >= 0.5)
+        counts = (f"{ms.get('total', 0):.1f} ms{f' ({steps})' if steps else ''}: {r['replayed']} replayed, {r['reemitted']} emitted again, "
+                  f"{r['doubled']} doubled, {missed} missed, {'exact' if r['exact'] else 'NOT exact'}")
+        table.add_row(Text(f"term {r['term']}", "bold"), Text(r["node"], "bold"),
+                      Text.assemble((counts, "yellow" if bad else ""), "\n", (r["reason"], "dim")))
     return table
 
 
