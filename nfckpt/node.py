@@ -229,6 +229,8 @@ class Node:
         for form in forms:
             if form.get("scheme") == "afpacket":
                 form |= {"rx_ring_frames": self.bounds.rx_ring_frames, "tx_ring_frames": self.bounds.tx_ring_frames}
+            elif form.get("scheme") == "mem":
+                form["reset"] = True        # as a socket: what passed before this life is not its input (the peer's outputs are there)
             self.ports.append(open_port(form))
         if self.hosts and not self.bounds.unsafe_no_egress_lease:
             if {f.get("scheme") for f in forms} != {"afpacket"} or len({f.get("netns") for f in forms}) != 1:
@@ -590,13 +592,15 @@ class Node:
         try:
             if isinstance(app, PollingFunction):
                 app.run(agent, ctx)
+                if agent.running:
+                    raise _Stopped(8, f"{self.config.app}.run returned while agent.running was True")
             else:
                 self._loop(app, agent, ctx)
-        except NfckptError:
-            raise
         except _Stopped:
             raise
         except Exception as e:
+            if isinstance(e, NfckptError) and not isinstance(e, StateError):
+                raise
             traceback.print_exc()
             raise _Stopped(8, f"the app raised {type(e).__name__}: {e}") from None
         finally:
