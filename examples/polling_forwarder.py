@@ -23,7 +23,7 @@ class Forwarder(PollingFunction):
             for i in range(n):
                 frame = burst.frame(i)
                 burst.set_frame(i, frame[:14] + (place + i).to_bytes(8, "big") + frame[22:])
-            self.next.set(0, place + n)
+            self.next[0] = place + n
             burst.send(slice(None), 1 - burst.port)
             agent.tx_burst(burst)
             agent.drop(burst)                                   # what a full gate refused, if anything

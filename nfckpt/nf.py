@@ -106,7 +106,7 @@ class NetworkFunction:
         A frame left without one is dropped and counted as `undecided`; one the gate had no room for is dropped and
         counted as `refused_full`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.on_burst is not written")
 
     def on_tick(self, ctx: Context) -> None:
         """Time has passed. State written here is committed like any other; a tick whose epoch was not committed when the
@@ -175,7 +175,7 @@ class PollingFunction:
 
     def run(self, agent: PollingAgent, ctx: Context) -> None:
         """Poll until `agent.running` is False. Called again from the top after a takeover, on the other node."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.run is not written")
 
     def announce(self, ctx: Context) -> Iterable[tuple[int, bytes]]:
         """As `NetworkFunction.announce`."""
