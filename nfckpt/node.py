@@ -70,7 +70,7 @@ from nfckpt.wire import keeper, kinds
 from nfckpt.wire.rendezvous import Connector, Listener
 from nfckpt.wire.transport import Transport
 
-__all__ = ["EXIT", "Node", "load_app", "main"]
+__all__ = ["EXIT", "Node", "declare", "load_app", "main"]
 
 MS = 1_000_000
 
@@ -94,17 +94,43 @@ def load_app(config: PairConfig) -> App:
     module, _, name = config.app.partition(":")
     try:
         cls = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as e:
+        hint = "start where it lies, or put its folder on PYTHONPATH" if module.split(".")[0] == e.name else where(e)
+        raise ConfigError(f"app = {config.app!r}: {e}", hint) from None
+    except Exception as e:
+        raise ConfigError(f"app = {config.app!r}: {type(e).__name__}: {e}", where(e)) from None
+    try:
         app = cls(**config.app_args)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f"app = {config.app!r}: {e}", "is its folder on PYTHONPATH?") from None
-    except TypeError as e:
-        raise ConfigError(f"[app] arguments of {config.app}: {e}") from None
+    except NfckptError as e:
+        raise ConfigError(f"[app] of {config.app}: {e.message}", e.hint) from None
+    except Exception as e:
+        raise ConfigError(f"[app] of {config.app}: {type(e).__name__}: {e}", where(e)) from None
     if not isinstance(app, (NetworkFunction, PollingFunction, NativeFunction)):
-        raise ConfigError(f"{config.app} is no network function", "derive it from nfckpt.NetworkFunction")
+        raise ConfigError(f"{config.app} is no network function", "derive it from nfckpt.NetworkFunction, PollingFunction or NativeFunction")
     widths = {len(n.ports) for n in config.nodes.values()}
     if app.ports and widths != {len(app.ports)}:
         raise ConfigError(f"{config.app} has ports {list(app.ports)}, the nodes give {widths.pop()}")
     return app
+
+
+def declare(config: PairConfig, app: App, arena: Arena, seed: bytes) -> tuple[State, Parking]:
+    """All regions of the pair in `arena`, sealed. Raises ConfigError when the app's `declare` fails."""
+    state = State(arena, seed=seed)
+    try:
+        app.declare(state)
+        parking = Parking(arena, max(1, config.bounds.park_frames_max))
+    except StateError as e:
+        raise ConfigError(f"state of {config.app}: {e.message}", e.hint) from None
+    except Exception as e:
+        raise ConfigError(f"{config.app}.declare raised {type(e).__name__}: {e}", where(e)) from None
+    state.seal()
+    return state, parking
+
+
+def where(e: Exception) -> str:
+    """"file.py:12", the innermost line of Python that raised `e`."""
+    lines = traceback.extract_tb(e.__traceback__)
+    return f"{os.path.basename(lines[-1].filename)}:{lines[-1].lineno}" if len(lines) > 1 else ""
 
 
 class _Context:
@@ -198,14 +224,15 @@ class Node:
         if self.me.cpu >= 0:        # first of all: the kernel makes the rings without pause, and not on the active's CPU
             os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
         self.app = load_app(self.config)
-        try:
-            self.layout = self._state(Arena(self.bounds.arena_bytes), self.app)[0].layout_digest()
-        except StateError as e:
-            raise ConfigError(f"the state of {self.config.app} cannot be declared: {e.message}", e.hint) from None
+        scratch = Arena(self.bounds.arena_bytes)
+        declare(self.config, self.app, scratch, self.secrets.table)
+        self.layout = scratch.layout_digest()
         forms = [parse_port(form) for form in self.me.ports]
         for form in forms:
             if form.get("scheme") == "afpacket":
                 form |= {"rx_ring_frames": self.bounds.rx_ring_frames, "tx_ring_frames": self.bounds.tx_ring_frames}
+            elif form.get("scheme") == "mem":
+                form["reset"] = True        # as a socket: what passed before this life is not its input (the peer's outputs are there)
             self.ports.append(open_port(form))
         if self.hosts and not self.bounds.unsafe_no_egress_lease:
             if {f.get("scheme") for f in forms} != {"afpacket"} or len({f.get("netns") for f in forms}) != 1:
@@ -219,13 +246,6 @@ class Node:
         self._life.hold()
         harden_process()
         sys.setswitchinterval(0.0005)
-
-    def _state(self, arena: Arena, app: App) -> tuple[Arena, State, Parking]:
-        state = State(arena, seed=self.secrets.table)
-        app.declare(state)
-        parking = Parking(arena, max(1, self.bounds.park_frames_max))
-        state.seal()
-        return arena, state, parking
 
     def _close(self) -> None:
         self._drop_channel()
@@ -534,7 +554,7 @@ class Node:
         # a fresh mapping and a fresh app: nothing but the arena's bytes is carried over
         arena = Arena(fd=os.dup(self.arena.fd))
         app = load_app(self.config) if takeover is not None else self.app
-        arena, self.state, parking = self._state(arena, app)
+        self.state, parking = declare(self.config, app, arena, self.secrets.table)
         gate = Gate(self.ports, b.gate_frames_max, b.gate_bytes_max)
         agent = self.agent = Agent(self.ports, arena, gate, self.secrets.tap, names_max=b.names_max, parking=parking)
         engine = Engine(b, (standby.epoch if isinstance(standby, Standby) else 0) + 1)
@@ -572,13 +592,15 @@ class Node:
         try:
             if isinstance(app, PollingFunction):
                 app.run(agent, ctx)
+                if agent.running:
+                    raise _Stopped(8, f"{self.config.app}.run returned while agent.running was True")
             else:
                 self._loop(app, agent, ctx)
-        except NfckptError:
-            raise
         except _Stopped:
             raise
         except Exception as e:
+            if isinstance(e, NfckptError) and not isinstance(e, StateError):
+                raise
             traceback.print_exc()
             raise _Stopped(8, f"the app raised {type(e).__name__}: {e}") from None
         finally:

@@ -280,8 +280,11 @@ class Active:
                     arm = self.lease.beat(now)
                     number = arm.seq
                     effects.append(LeaseArm(arm.mark, arm.ms))
-                beat = Ack(self.session, number, now, self.echo_ns, self.agent.ports_empty, 0)
-                self.echo_ns, self.agent.ports_empty = self.peer_stamp, 0
+                # frames consumed in the open epoch are named by no record yet: "empty" now would disown them
+                empty = 0 if self.agent.names.n else self.agent.ports_empty
+                beat = Ack(self.session, number, now, self.echo_ns, empty, 0)
+                if not self.agent.names.n:
+                    self.echo_ns, self.agent.ports_empty = self.peer_stamp, 0
                 effects.append(Send(kinds.BEAT, encode_ack(beat)))
             if now - self.heard_ns > b.hang_ms_max * MS:
                 return effects + self.on_peer_lost(now, f"standby silent for {(now - self.heard_ns) // MS} ms", False)
