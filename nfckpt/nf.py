@@ -19,14 +19,17 @@ state cannot explain. What you owe for it:
    that a takeover loses: after one, the app is a fresh object whose `declare` has run over the arena as it was committed.
 2. Time and chance come from `ctx` only (`ctx.now_ns`, `ctx.random_u64()`), so that a simulator can replay you.
    You may branch on both as you like: output leaves only after the state behind it is safe.
-3. Every frame of a burst gets a verdict before you return: `send`, `drop` or `park`. Bytes and columns of the burst are
-   out of reach after that. To change a frame use `nfckpt.native.rewrite.rewrite` or `burst.set_frame`.
+3. Every frame of a burst gets a verdict before you return: `burst.send` or `burst.drop`; or `ctx.park` takes it. Bytes and
+   columns of the burst are out of reach after that. To change a frame use `nfckpt.native.rewrite.rewrite` or `burst.set_frame`.
 4. You never write to a port, open a socket or start a thread that touches state. Another thread hands work over by
    `ctx.call_soon(fn)`; fn runs between two bursts, where state may be written.
 
 Three forms: `NetworkFunction` (Python, a burst at a time), `nfckpt.native.function.NativeFunction` (the same contract in
 Cython, without the GIL), `PollingFunction` (owns its loop, as with DPDK). Everything runs on one thread, the node's
-packet thread. An exception out of any method stops the node, and the standby takes over: fail-stop.
+packet thread. An exception out of any method stops the node, and the standby takes over: fail-stop. It meets the same
+frame again in its replay, so a frame that always raises stops both: catch what you can expect of a wire.
+
+`docs/write-your-own-nf.md` goes from an empty folder to an app that survives kill -9.
 """
 
 from __future__ import annotations
@@ -46,7 +49,10 @@ class Context(Protocol):
 
     @property
     def now_ns(self) -> int:
-        """The pair's clock in ns: never backwards, also not over a takeover. Constant during one call. Not wall time."""
+        """The pair's clock in ns: never backwards, also not over a takeover. Not wall time: it starts near 0 with the pair.
+
+        Constant during one call; in a polling function, between two polls.
+        """
         ...
 
     def random_u64(self) -> int:
@@ -56,8 +62,21 @@ class Context(Protocol):
     def send(self, port: int, frame: bytes) -> bool:
         """Emit a frame of your own out of port index `port`, behind the gate like any other output.
 
-        False: the gate is full, the frame was refused and counted.
+        False: the gate is full, the frame was refused and counted. Raises StateError for a port that does not exist and
+        for a frame of 0 or more than 9216 bytes.
         """
+        ...
+
+    def park(self, burst: Burst, i: int) -> int:
+        """Keep frame `i` of `burst` for later: its bytes move into the arena, at most 2048 of them, and it counts as consumed.
+
+        Returns a handle, good over takeovers: keep it in the state. -1: parking is full (`park_frames_max`) or the frame
+        too long (counted); it still waits for a verdict. Raises IndexError for a frame that has left.
+        """
+        ...
+
+    def unpark(self, handle: int) -> tuple[int, bytes]:
+        """(input port index, bytes) of a parked frame, and free its place. Send it with `send`. Raises KeyError."""
         ...
 
     def call_soon(self, fn: Callable[[], None]) -> None:
@@ -75,17 +94,23 @@ class NetworkFunction:
     """Call `on_tick` at least this often, in ms of the pair's clock, when above 0; also while no frame comes."""
 
     def declare(self, state: State) -> None:
-        """Declare all state, in the same order on both nodes; keep the structures it returns on self."""
+        """Declare all state, in the same order on both nodes; keep the structures it returns on self.
+
+        Runs at every start and again at a takeover, then over an arena that has content: what you write here must be
+        written to fresh state only (`Values.generation == 0`, a count that is 0).
+        """
 
     def on_burst(self, burst: Burst, ctx: Context) -> None:
         """Set a verdict for every frame of `burst` (1 to 256 of them, ports mixed, header columns filled).
 
-        A frame left without one is dropped and counted as `no_verdict`.
+        A frame left without one is dropped and counted as `undecided`; one the gate had no room for is dropped and
+        counted as `refused_full`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.on_burst is not written")
 
     def on_tick(self, ctx: Context) -> None:
-        """Time has passed. State written here is committed like any other; a tick whose epoch was not is run again."""
+        """Time has passed. State written here is committed like any other; a tick whose epoch was not committed when the
+        active died has not happened: the next one finds the state as it was before."""
 
     def announce(self, ctx: Context) -> Iterable[tuple[int, bytes]]:
         """Frames that tell the segment where we are, as (port index, frame): gratuitous ARP, unsolicited NA.
@@ -103,19 +128,29 @@ class PollingAgent(Protocol):
         """False once the node wants to stop: leave the loop."""
         ...
 
-    def rx_burst(self, burst: Burst, max: int = 32) -> int:
-        """Fill `burst` with up to `max` frames and their columns; returns how many.
+    def rx_burst(self, burst: Burst, max_frames: int = 32) -> int:
+        """Fill `burst` with up to `max_frames` (1 to 256) frames and their columns; returns how many.
 
-        0 means no packets: nothing came, or the agent wants a cut. Do not block, do not sleep: call again.
+        0 means no packets: nothing came, or the agent wants a cut. Do not block, do not sleep: call again; an idle
+        agent waits by itself. Raises StateError when `burst` still owns frames: poll with another one then.
         """
         ...
 
     def tx_burst(self, burst: Burst) -> int:
-        """Give the burst back: SEND leaves through the gate, DROP is dropped, PARK parked. Returns frames taken for sending.
+        """Give the burst back: SEND goes into the gate, DROP is dropped. Returns how many were sent.
 
-        A frame still OWNED stays yours and postpones the next cut; after a bounded number of polls without
-        letting go the node is unprotectable.
+        Still yours afterwards: a frame without a verdict, and a SEND that the full gate refused (counted as
+        `refused_full`). Call it again later, or `drop`. What you own postpones the next cut; after a bounded number of
+        polls without letting go the node is unprotectable. Raises StateError for an output port that does not exist.
         """
+        ...
+
+    def drop(self, burst: Burst) -> int:
+        """Drop every frame of `burst` that is still yours. Returns how many."""
+        ...
+
+    def park(self, burst: Burst, i: int) -> int:
+        """As `Context.park`; `Context.unpark` gives it back."""
         ...
 
 
@@ -128,6 +163,9 @@ class PollingFunction:
                 if agent.rx_burst(burst):
                     burst.send(slice(None), 1 - burst.port)
                     agent.tx_burst(burst)
+                    agent.drop(burst)               # what a full gate refused
+
+    It has no `on_tick`: look at `ctx.now_ns` between polls.
     """
 
     ports: tuple[str, ...] = ()
@@ -137,7 +175,7 @@ class PollingFunction:
 
     def run(self, agent: PollingAgent, ctx: Context) -> None:
         """Poll until `agent.running` is False. Called again from the top after a takeover, on the other node."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.run is not written")
 
     def announce(self, ctx: Context) -> Iterable[tuple[int, bytes]]:
         """As `NetworkFunction.announce`."""

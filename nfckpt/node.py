@@ -31,7 +31,7 @@ import msgspec
 from nfckpt.checkpoint.engine import Engine
 from nfckpt.clock import PairClock
 from nfckpt.config import PairConfig
-from nfckpt.errors import ConfigError, MachineError, NfckptError, PeerError, PortError
+from nfckpt.errors import ConfigError, MachineError, NfckptError, PeerError, PortError, StateError
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.proof import harden_process
@@ -73,7 +73,7 @@ from nfckpt.wire import keeper, kinds
 from nfckpt.wire.rendezvous import Connector, Listener
 from nfckpt.wire.transport import Transport
 
-__all__ = ["EXIT", "Node", "load_app", "main"]
+__all__ = ["EXIT", "Node", "declare", "load_app", "main"]
 
 MS = 1_000_000
 
@@ -97,17 +97,43 @@ def load_app(config: PairConfig) -> App:
     module, _, name = config.app.partition(":")
     try:
         cls = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as e:
+        hint = "start where it lies, or put its folder on PYTHONPATH" if module.split(".")[0] == e.name else where(e)
+        raise ConfigError(f"app = {config.app!r}: {e}", hint) from None
+    except Exception as e:
+        raise ConfigError(f"app = {config.app!r}: {type(e).__name__}: {e}", where(e)) from None
+    try:
         app = cls(**config.app_args)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f"app = {config.app!r}: {e}", "is its folder on PYTHONPATH?") from None
-    except TypeError as e:
-        raise ConfigError(f"[app] arguments of {config.app}: {e}") from None
+    except NfckptError as e:
+        raise ConfigError(f"[app] of {config.app}: {e.message}", e.hint) from None
+    except Exception as e:
+        raise ConfigError(f"[app] of {config.app}: {type(e).__name__}: {e}", where(e)) from None
     if not isinstance(app, (NetworkFunction, PollingFunction, NativeFunction)):
-        raise ConfigError(f"{config.app} is no network function", "derive it from nfckpt.NetworkFunction")
+        raise ConfigError(f"{config.app} is no network function", "derive it from nfckpt.NetworkFunction, PollingFunction or NativeFunction")
     widths = {len(n.ports) for n in config.nodes.values()}
     if app.ports and widths != {len(app.ports)}:
         raise ConfigError(f"{config.app} has ports {list(app.ports)}, the nodes give {widths.pop()}")
     return app
+
+
+def declare(config: PairConfig, app: App, arena: Arena, seed: bytes) -> tuple[State, Parking]:
+    """All regions of the pair in `arena`, sealed. Raises ConfigError when the app's `declare` fails."""
+    state = State(arena, seed=seed)
+    try:
+        app.declare(state)
+        parking = Parking(arena, max(1, config.bounds.park_frames_max))
+    except StateError as e:
+        raise ConfigError(f"state of {config.app}: {e.message}", e.hint) from None
+    except Exception as e:
+        raise ConfigError(f"{config.app}.declare raised {type(e).__name__}: {e}", where(e)) from None
+    state.seal()
+    return state, parking
+
+
+def where(e: Exception) -> str:
+    """"file.py:12", the innermost line of Python that raised `e`."""
+    lines = traceback.extract_tb(e.__traceback__)
+    return f"{os.path.basename(lines[-1].filename)}:{lines[-1].lineno}" if len(lines) > 1 else ""
 
 
 class _Context:
@@ -196,12 +222,18 @@ class Node:
             self._close()
 
     def _open(self) -> None:
+        if self.me.cpu >= 0:        # first of all: the kernel makes the rings without pause, and not on the active's CPU
+            os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
         self.app = load_app(self.config)
-        self.layout = self._state(Arena(self.bounds.arena_bytes), self.app)[0].layout_digest()
+        scratch = Arena(self.bounds.arena_bytes)
+        declare(self.config, self.app, scratch, self.secrets.table)
+        self.layout = scratch.layout_digest()
         forms = [parse_port(form) for form in self.me.ports]
         for form in forms:
             if form.get("scheme") == "afpacket":
                 form |= {"rx_ring_frames": self.bounds.rx_ring_frames, "tx_ring_frames": self.bounds.tx_ring_frames}
+            elif form.get("scheme") == "mem":
+                form["reset"] = True        # as a socket: what passed before this life is not its input (the peer's outputs are there)
             self.ports.append(open_port(form))
         if self.hosts and not self.bounds.unsafe_no_egress_lease:
             if {f.get("scheme") for f in forms} != {"afpacket"} or len({f.get("netns") for f in forms}) != 1:
@@ -210,20 +242,11 @@ class Node:
             self.lease = EgressLease(forms[0].get("netns"), [f["ifname"] for f in forms],
                                      f"nfckpt_{self.config.name}_{self.node}")
             self.lease.install()
-        if self.me.cpu >= 0:
-            os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
         self.life_fd = LifeLock.create()
         self._life = LifeLock(self.life_fd)
         self._life.hold()
         harden_process()
         sys.setswitchinterval(0.0005)
-
-    def _state(self, arena: Arena, app: App) -> tuple[Arena, State, Parking]:
-        state = State(arena, seed=self.secrets.table)
-        app.declare(state)
-        parking = Parking(arena, max(1, self.bounds.park_frames_max))
-        state.seal()
-        return arena, state, parking
 
     def _close(self) -> None:
         self._drop_channel()
@@ -436,6 +459,7 @@ class Node:
     def _follow(self) -> None:
         """Dial the active, follow it, until promoted (returns) or stopped (raises)."""
         b = self.bounds
+        self._warm()                # before the hello: from then on the active holds its output for our acks
         self.arena = Arena(b.arena_bytes)
         self.clock = PairClock()
         tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
@@ -460,7 +484,6 @@ class Node:
                                    now=time.monotonic_ns())
         self._attach()
         self._perform(core.hello())
-        self._warm()
         while not self.promoted:
             self._follow_once(core, time.monotonic_ns())
 
@@ -547,7 +570,7 @@ class Node:
         # a fresh mapping and a fresh app: nothing but the arena's bytes is carried over
         arena = Arena(fd=os.dup(self.arena.fd))
         app = load_app(self.config) if takeover is not None else self.app
-        arena, self.state, parking = self._state(arena, app)
+        self.state, parking = declare(self.config, app, arena, self.secrets.table)
         gate = Gate(self.ports, b.gate_frames_max, b.gate_bytes_max)
         agent = self.agent = Agent(self.ports, arena, gate, self.secrets.tap, names_max=b.names_max, parking=parking)
         engine = Engine(b, (standby.path.epoch if isinstance(standby, Standby) else 0) + 1)
@@ -585,13 +608,15 @@ class Node:
         try:
             if isinstance(app, PollingFunction):
                 app.run(agent, ctx)
+                if agent.running:
+                    raise _Stopped(8, f"{self.config.app}.run returned while agent.running was True")
             else:
                 self._loop(app, agent, ctx)
-        except NfckptError:
-            raise
         except _Stopped:
             raise
         except Exception as e:
+            if isinstance(e, NfckptError) and not isinstance(e, StateError):
+                raise
             traceback.print_exc()
             raise _Stopped(8, f"{type(e).__name__} on the packet thread: {e}") from None
         finally:
@@ -723,14 +748,15 @@ class Node:
         steps["total"] = (live_ns - takeover.lost_ns) // 1000
         self.receipt = {"term": takeover.term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof,
                         "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.path.epoch,
-                        "uncommitted": self.uncommitted, "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
+                        "uncommitted": self.uncommitted, "replayed": tap.waiting_inputs,
+                        "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
         self.receipt_due_ns = live_ns + 2 * self.bounds.tap_skew_ms_max * MS
         self._report("takeover", {"term": takeover.term, "reason": takeover.reason, "outage_us": steps["total"]})
 
     def _finish_receipt(self, tap: Tap) -> None:
         assert self.receipt is not None
         now, before = tap.counters(), self.receipt.pop("before")
-        receipt = Receipt(**self.receipt, replayed=now["replayed"], suppressed=now["credited"] - before["credited"],
+        receipt = Receipt(**self.receipt, suppressed=now["credited"] - before["credited"],
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None
         self._report("receipt", msgspec.to_builtins(receipt))

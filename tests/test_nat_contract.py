@@ -44,7 +44,7 @@ def test_the_polling_loop_in_the_docstring() -> None:
         def running(self) -> bool:
             return self.polls < 4
 
-        def rx_burst(self, burst: Burst, max: int = 32) -> int:
+        def rx_burst(self, burst: Burst, max_frames: int = 32) -> int:
             self.polls += 1
             burst.reset()
             for _ in range(self.polls % 2 * 3):
@@ -55,6 +55,9 @@ def test_the_polling_loop_in_the_docstring() -> None:
             assert burst.out_port.tolist() == [0, 0, 0]
             self.sent += len(burst)
             return len(burst)
+
+        def drop(self, burst: Burst) -> int:
+            return 0
 
     run = example(PollingFunction.__doc__ or "", "run", Burst=Burst)
     agent = Agent()

@@ -48,6 +48,7 @@ class Keeper:
         self.starts = 0
         self.last_exit: tuple[int, str] | None = None
         self.events: deque[tuple[str, int, dict[str, Any]]] = deque(maxlen=1000)
+        self._reason = ""               # why this life ended, where it could say so itself
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()
         self._replies: dict[int, dict[str, Any]] = {}
@@ -59,6 +60,11 @@ class Keeper:
     def start(self) -> None:
         """Start the first process. Returns at once."""
         self._thread.start()
+
+    @property
+    def gave_up(self) -> bool:
+        """The process ended for a reason that would end the next one too: bad configuration, refused by its peer."""
+        return self.last_exit is not None and self.last_exit[0] in NO_RESTART - {0}
 
     @property
     def pid(self) -> int:
@@ -116,7 +122,8 @@ class Keeper:
         while not self._stopping.is_set():
             began = time.monotonic()
             code = self._one_life()
-            self._event("exited", {"code": code, "why": EXIT.get(code, f"signal {-code}" if code < 0 else "crashed")})
+            self.last_exit = (code, self._reason or EXIT.get(code, f"signal {-code}" if code < 0 else "crashed"))
+            self._event("exited", {"code": code, "why": self.last_exit[1]})
             self._witness(Question("gone", self.spec.node))
             if self._stopping.is_set() or code in NO_RESTART:
                 return
@@ -130,8 +137,10 @@ class Keeper:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
-                pass_fds=(theirs.fileno(), *self._pass_fds), env={**os.environ, "PYTHONUNBUFFERED": "1"})
+                pass_fds=(theirs.fileno(), *self._pass_fds),
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)})   # it finds the app we find
         self.process = process
+        self._reason = ""
         self.starts += 1
         wire.send(ours, self.spec)
         with self._lock:
@@ -146,9 +155,7 @@ class Keeper:
             with self._lock:
                 self._sock = None
             ours.close()
-        code = process.wait()
-        self.last_exit = (code, EXIT.get(code, f"signal {-code}" if code < 0 else "crashed"))
-        return code
+        return process.wait()
 
     def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
         if isinstance(message, wire.WitnessAsk):
@@ -160,6 +167,8 @@ class Keeper:
                 self._replies[message.number] = message.body
                 self._replied.notify_all()
         else:
+            if message.name == "stopped":
+                self._reason = str(message.fields["reason"])
             self._event(message.name, message.fields, message.at_ns)
 
     def _witness(self, question: Question) -> Answer | None:

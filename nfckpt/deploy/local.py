@@ -22,7 +22,7 @@ from typing import Any
 
 from nfckpt.config import PairConfig, check
 from nfckpt.deploy.keeper import Keeper
-from nfckpt.errors import ProtectionError
+from nfckpt.errors import ConfigError, ProtectionError
 from nfckpt.failover.witness import Answer, Question, Witness
 from nfckpt.secrets import new_key
 from nfckpt.wire.keeper import NodeSpec
@@ -42,6 +42,7 @@ class LocalPair:
         self.config = config
         self.witness = Witness()
         self._lock = threading.Lock()
+        self._term_min = 0              # a killed active's term is over, also before the witness heard of it
         self._run_dir = tempfile.mkdtemp(prefix="nfckpt-")
         os.chmod(self._run_dir, 0o700)
         key = key or new_key()
@@ -59,7 +60,7 @@ class LocalPair:
         names = list(self.keepers)
         self.keepers[names[0]].start()
         deadline = time.monotonic() + 5
-        while not self.witness.holder and time.monotonic() < deadline:
+        while not self.witness.holder and not self.keepers[names[0]].gave_up and time.monotonic() < deadline:
             time.sleep(0.005)
         for name in names[1:]:
             self.keepers[name].start()
@@ -88,22 +89,36 @@ class LocalPair:
             return self.witness.holder
 
     def wait_protected(self, timeout_s: float = 20.0, term: int = 0) -> str:
-        """Block until a standby is recorded (in `term` or later). Returns the active's name. Raises ProtectionError."""
+        """Block until a standby is recorded: in `term` or later, and after a kill in a later term than the killed one's.
+        Returns the active's name.
+
+        Raises ProtectionError after `timeout_s`, and ConfigError as soon as a node cannot start at all.
+        """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with self._lock:
                 view = self.witness.view()
-            if view.standby and view.holder and view.term >= term:
+            if view.standby and view.holder and view.term >= max(term, self._term_min):
                 return view.holder
+            for name, keeper in self.keepers.items():
+                if keeper.gave_up and keeper.last_exit:
+                    raise ConfigError(f"node {name} cannot run: {keeper.last_exit[1]}")
             time.sleep(0.002)
-        last = {n: k.last_exit for n, k in self.keepers.items()}
-        raise ProtectionError(f"not protected within {timeout_s} s ({self.witness.view()}, last exits {last})")
+        ends = [f"{n}: {k.last_exit[1]}" for n, k in self.keepers.items() if k.last_exit]
+        raise ProtectionError(f"not protected within {timeout_s} s; active: {view.holder or 'none'}, standby: none",
+                              "; ".join(["how nodes ended", *ends]) if ends else "their standard error may say more")
 
     def kill_active(self, signal_number: int = signal.SIGKILL) -> tuple[str, int]:
-        """Signal the active's packet process. Returns (node, pid)."""
-        node = self.active
+        """Signal the active's packet process. Returns (node, pid). Raises ProtectionError when nobody is active."""
+        with self._lock:
+            node, term = self.witness.holder, self.witness.term
+        if not node:
+            raise ProtectionError("nobody is active now", "wait_protected() first")
+        if signal_number == signal.SIGKILL:
+            self._term_min = term + 1
         return node, self.keepers[node].kill(signal_number)
 
     def failover(self) -> bool:
         """Planned switch to the standby. False when the pair is not protected."""
-        return bool(self.keepers[self.active].command("failover")["ok"])
+        node = self.active
+        return bool(node and self.keepers[node].command("failover")["ok"])

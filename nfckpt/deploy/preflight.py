@@ -11,12 +11,10 @@ import sys
 from typing import Any
 
 from nfckpt.config import PairConfig, check
-from nfckpt.errors import ConfigError, StateError
+from nfckpt.errors import ConfigError
 from nfckpt.native.arena import Arena
-from nfckpt.native.parking import Parking
-from nfckpt.node import load_app
+from nfckpt.node import declare, load_app
 from nfckpt.ports import parse_port
-from nfckpt.state.state import State
 
 __all__ = ["preflight"]
 
@@ -36,13 +34,6 @@ def preflight(config: PairConfig) -> dict[str, Any]:
         sys.path.insert(0, here)
     app = load_app(config)
     arena = Arena(config.bounds.arena_bytes)
-    state = State(arena, seed=bytes(32))
-    try:
-        app.declare(state)
-        Parking(arena, max(1, config.bounds.park_frames_max))
-        state.seal()
-    except StateError as e:
-        raise ConfigError(f"arena_bytes = {config.bounds.arena_bytes}: the state of {config.app} does not fit: {e.message}",
-                          e.hint or "give it more") from None
+    state, _ = declare(config, app, arena, bytes(32))
     return {"pair": config.name, "app": config.app, "profile": config.profile, "ports": list(app.ports),
             "arena_used_bytes": int(arena.used), "arena_bytes": config.bounds.arena_bytes, "structures": state.describe()}

@@ -161,9 +161,12 @@ cdef class ActivePath:
         self.engine.took(self.staged_ns)
 
     def beat(self):
-        """(echo_ns, ports_empty) for a beat: the same word as a record carries, and it starts anew."""
+        """(echo_ns, ports_empty) for a beat: the same word as a record carries, and it starts anew. While the open epoch has
+        consumed frames that no record names yet, "empty" would disown them: then the mask is 0 and nothing starts anew."""
         cdef uint64_t echo = self.echo_ns
         cdef uint32_t empty = self.agent.ports_empty
+        if self.agent.names.n:
+            return int(echo), 0
         self.echo_ns = self.peer_stamp
         self.agent.ports_empty = 0
         return int(echo), int(empty)

@@ -11,8 +11,7 @@ cdef enum Verdict:
     OWNED = 0                   # the app still has it: no cut can be made
     SEND = 1
     DROP = 2
-    PARK = 3
-    DONE = 4                    # gone: sent, dropped or parked
+    DONE = 4                    # gone: sent, dropped or parked; the agent sets it
 
 cdef enum Frag:
     WHOLE = 0

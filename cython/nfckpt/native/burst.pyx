@@ -5,8 +5,8 @@ Picture     buf  | headroom | frame 0 ... | headroom | frame 1 ... |          (e
             columns   length [60, 1514, …]  port [0, 0, …]  src_ip [...]  verdict [OWNED, OWNED, …]
 
 An app reads columns (`burst.src_ip`, shape (n,), see `COLUMNS` for dtypes), sets `verdict` and `out_port`
-(or calls `send`, `drop`, `park`), and gives the burst back with `agent.tx_burst`. After that the bytes are out of
-its reach: verdict reads DONE.
+(or calls `send`, `drop`), and gives the burst back: from on_burst by returning, in a loop of its own by `agent.tx_burst`.
+After that the bytes are out of its reach: verdict reads DONE. To keep a frame for later: `ctx.park`.
 """
 import numpy as np
 
@@ -23,7 +23,7 @@ COLUMNS = {
     "src_port": "u2", "dst_port": "u2", "tcp_flags": "u1", "icmp_type": "u1", "icmp_code": "u1",
 }
 
-OWNED_, SEND_, DROP_, PARK_, DONE_ = OWNED, SEND, DROP, PARK, DONE
+OWNED_, SEND_, DROP_, DONE_ = OWNED, SEND, DROP, DONE
 
 
 cdef void* _column(dict columns, str name, str dtype, tuple shape):
@@ -123,7 +123,7 @@ cdef class Burst:
         return [self.frame(i) for i in range(self.n)]
 
     def set_frame(self, int i, bytes frame):
-        """Replace the bytes of frame i; at most its old length rounded up to 64 bytes, plus nothing.
+        """Replace the bytes of frame i by `frame`: at most as many as its old length rounded up to 64.
 
         Raises StateError when it does not fit: then `drop` it and `ctx.send` a new one.
         """
@@ -148,7 +148,3 @@ cdef class Burst:
     def drop(self, which):
         """verdict DROP for `which` (indices or boolean mask)."""
         self._columns["verdict"][:self.n][which] = DROP
-
-    def park(self, which):
-        """verdict PARK: the frame's bytes move into the replicated parking region."""
-        self._columns["verdict"][:self.n][which] = PARK

@@ -83,6 +83,10 @@ cdef class TypedArray(Structure):
             self._mark_each(np.arange(self.size).reshape(self.shape)[index])
         self._raw[index] = value
 
+    def __setitem__(self, index, value):
+        """As `set`."""
+        self.set(index, value)
+
     def _mark_each(self, numbers):
         cdef const int64_t[::1] which = int64_column(numbers)
         cdef Py_ssize_t i
