@@ -8,6 +8,7 @@ Exit codes   0 done   1 it ran, and the answer is no (demo, doctor)   2 error   
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -19,15 +20,14 @@ from nfckpt.errors import ConfigError, NfckptError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nfckpt.config import PairConfig
-    from nfckpt.deploy.foreground import OnEvent, Pair
-
 __all__ = ["app", "main"]
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 PairName = Annotated[Optional[str], typer.Option("--pair", help="Name of the pair; needed when several run.")]  # noqa: UP045
 Prefix = Annotated[str, typer.Option("--prefix", help="Names of its namespaces begin with this.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The pair's configuration; `nfckpt config example`.")]
+
+RAY_HELP = "Nodes as Ray actors, or as children of this process. Default: Ray where it is installed."
 
 app = typer.Typer(
     name="nfckpt", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -72,7 +72,7 @@ def demo(
     connections: Annotated[int, typer.Option(min=0, max=10_000, help="Long TCP connections.")] = 200,
     udp_rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Numbered UDP frames a second, client to server.")] = 20_000,
     seconds: Annotated[float, typer.Option(min=0.0, max=3600.0, help="Protected running before each kill, and at the end.")] = 1.0,
-    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Nodes as Ray actors, or as children of this process.")] = True,
+    ray: Annotated[Optional[bool], typer.Option("--ray/--no-ray", help=RAY_HELP)] = None,  # noqa: UP045
     memory: Annotated[bool, typer.Option("--memory", help="Over memory ports, without namespaces.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +88,8 @@ def demo(
             box.enter_box()                     # runs this command again inside, and exits
         print(f"no namespaces here, so the demo runs over memory ports: {reason}", file=sys.stderr)
         memory = True
+    if box.inside():
+        os.environ["TMPDIR"] = "/run"           # goes with the box, also when we are killed
     from nfckpt.testbed.demo_view import show
     raise typer.Exit(show(profile=profile, kills=kills, connections=connections, udp_rate=udp_rate, seconds=seconds, ray=ray,
                           memory=memory, as_json=as_json))
@@ -104,7 +106,7 @@ nfckpt run nat.toml --local --metrics 9100 --log events.jsonl
 nfckpt run nat.toml --address 192.0.2.10:6379     (a Ray cluster that runs already)""")
 def run(
     config_file: ConfigFile,
-    ray: Annotated[bool, typer.Option("--ray/--local", help="Nodes as Ray actors, or as children of this process.")] = True,
+    ray: Annotated[Optional[bool], typer.Option("--ray/--local", help=RAY_HELP)] = None,  # noqa: UP045
     address: Annotated[Optional[str], typer.Option(help="Ray cluster to use; otherwise a local one is started.")] = None,  # noqa: UP045
     log: Annotated[Optional[Path], typer.Option(help="Append every event to this file, as JSON lines.")] = None,  # noqa: UP045
     metrics: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Prometheus metrics on 127.0.0.1:PORT.")] = 0,
@@ -115,18 +117,19 @@ def run(
 
     Meanwhile `nfckpt status`, `nfckpt failover` and `nfckpt receipts` reach it.
     """
+    import functools
     import json
     import signal
 
     from nfckpt.config import load
-    from nfckpt.deploy.foreground import run_foreground
+    from nfckpt.deploy.foreground import make_pair, run_foreground
     from nfckpt.deploy.preflight import preflight
     from nfckpt.observe.events import EventLog
     from nfckpt.observe.views import event_line
 
     config = load(config_file)
     preflight(config)
-    key = _key(key_file)
+    make = functools.partial(make_pair, ray=ray, address=address, key=_key(key_file))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     def say(row: dict[str, Any]) -> None:
@@ -134,23 +137,9 @@ def run(
 
     events = EventLog(log, on_error=lambda text: print(f"error: {text}", file=sys.stderr, flush=True))
     try:
-        run_foreground(config, _maker(ray, address, key), events, say, metrics_port=metrics)
+        run_foreground(config, make, events, say, metrics_port=metrics)
     finally:
         events.close()
-
-
-def _maker(ray: bool, address: str | None, key: bytes | None) -> Any:
-    def make(config: PairConfig, on_event: OnEvent) -> Pair:
-        if ray:
-            from nfckpt.deploy.ray_pair import RayPair
-            pair: Pair = RayPair(config, key=key, on_event=on_event, address=address)
-            return pair
-        from nfckpt.deploy.local import LocalPair
-        return LocalPair(config, key=key, on_event=on_event)
-
-    if address and not ray:
-        raise ConfigError("--address belongs to --ray", "leave one of the two out")
-    return make
 
 
 def _key(path: Path | None) -> bytes | None:

@@ -221,6 +221,8 @@ class Node:
             self._close()
 
     def _open(self) -> None:
+        if self.me.cpu >= 0:        # first of all: the kernel makes the rings without pause, and not on the active's CPU
+            os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
         self.app = load_app(self.config)
         scratch = Arena(self.bounds.arena_bytes)
         declare(self.config, self.app, scratch, self.secrets.table)
@@ -239,8 +241,6 @@ class Node:
             self.lease = EgressLease(forms[0].get("netns"), [f["ifname"] for f in forms],
                                      f"nfckpt_{self.config.name}_{self.node}")
             self.lease.install()
-        if self.me.cpu >= 0:
-            os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
         self.life_fd = LifeLock.create()
         self._life = LifeLock(self.life_fd)
         self._life.hold()
@@ -450,6 +450,7 @@ class Node:
     def _follow(self) -> None:
         """Dial the active, follow it, until promoted (returns) or stopped (raises)."""
         b = self.bounds
+        self._warm()                # before the hello: from then on the active holds its output for our acks
         self.arena = Arena(b.arena_bytes)
         self.clock = PairClock()
         tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
@@ -473,7 +474,6 @@ class Node:
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
                                    now=time.monotonic_ns())
         self._perform(core.hello())
-        self._warm()
         while not self.promoted:
             self._follow_once(core, time.monotonic_ns())
 
@@ -725,14 +725,15 @@ class Node:
         steps["total"] = (live_ns - takeover.lost_ns) // 1000
         self.receipt = {"term": takeover.term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof,
                         "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.epoch,
-                        "uncommitted": self.uncommitted, "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
+                        "uncommitted": self.uncommitted, "replayed": tap.waiting_inputs,
+                        "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
         self.receipt_due_ns = live_ns + 2 * self.bounds.tap_skew_ms_max * MS
         self._report("takeover", {"term": takeover.term, "reason": takeover.reason, "outage_us": steps["total"]})
 
     def _finish_receipt(self, tap: Tap) -> None:
         assert self.receipt is not None
         now, before = tap.counters(), self.receipt.pop("before")
-        receipt = Receipt(**self.receipt, replayed=now["replayed"], suppressed=now["credited"] - before["credited"],
+        receipt = Receipt(**self.receipt, suppressed=now["credited"] - before["credited"],
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None
         self._report("receipt", msgspec.to_builtins(receipt))

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from nfckpt.config import Bounds, NodeConfig, PairConfig
-from nfckpt.deploy.foreground import OnEvent, Pair
+from nfckpt.deploy.foreground import CANNOT_START, OnEvent, Pair, make_pair
 from nfckpt.errors import ConfigError, NfckptError, ProtectionError
 from nfckpt.testbed import procs
 from nfckpt.testbed.topology import GATEWAY_IP, NAT_IP, NODES, REP_IPS, Testbed
@@ -37,6 +37,7 @@ __all__ = ["Demo", "Report", "Stage", "TestbedStage", "pair_config", "verdict"]
 PROTECTED_S_MAX = 30.0
 RECEIPT_S_MAX = 5.0
 CHANNEL_PORT = 7701
+_Event = tuple[str, int, dict[str, Any]]
 MUST_BE_ZERO = {"tcp": ("failed", "reset", "corrupt", "source_changed"), "udp": ("lost", "duplicated", "sink_overflow")}
 
 
@@ -54,8 +55,9 @@ class Stage(Protocol):
 
     config: PairConfig
     pass_fds: tuple[int, ...]
-    traffic: Traffic
 
+    @property
+    def traffic(self) -> Traffic: ...
     def __enter__(self) -> Stage: ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
@@ -102,10 +104,12 @@ class TestbedStage:
 @dataclass(frozen=True)
 class Report:
     """`body`: {"profile", "kills", "tcp", "udp", "outage_ms", "reprotect_ms", "epochs_committed", "epochs_per_s",
-    "uncommitted_at_kill", "receipts"}; UDP counts both directions, tcp also what curl fetched. `problems`: see D2."""
+    "uncommitted_at_kill", "receipts"}; UDP counts both directions, tcp also what curl fetched. `problems`: see D2.
+    `fetched`: files that curl got, None where there is no curl."""
 
     body: dict[str, Any]
     problems: list[str]
+    fetched: int | None = None
 
 
 def verdict(body: dict[str, Any]) -> list[str]:
@@ -117,7 +121,7 @@ def verdict(body: dict[str, Any]) -> list[str]:
 class Demo:
     """One run. `on_event(name, at_ns, fields)` and `look` serve a live view, from other threads."""
 
-    def __init__(self, stage: Stage, *, kills: int = 5, run_s: float = 1.0, ray: bool = True, on_event: OnEvent | None = None) -> None:
+    def __init__(self, stage: Stage, *, kills: int = 5, run_s: float = 1.0, ray: bool | None = None, on_event: OnEvent | None = None) -> None:
         if kills < 1 or run_s < 0:
             raise ConfigError("kills or seconds", "at least one kill, no negative time")
         self.stage, self.kills, self.run_s, self.ray = stage, kills, run_s, ray
@@ -126,7 +130,7 @@ class Demo:
         self.reprotect_ms: list[float] = []
         self.receipts: list[dict[str, Any]] = []
         self._on_event = on_event
-        self._events: list[tuple[str, int, dict[str, Any]]] = []
+        self._events: list[_Event] = []
         self._news = threading.Condition()
         self._pair: Pair | None = None
         self._term = 0
@@ -135,7 +139,7 @@ class Demo:
         """Everything from the first namespace to the last. Raises NfckptError where it could not even begin."""
         trouble: list[str] = []
         with self.stage:
-            pair = self._make()
+            pair = make_pair(self.stage.config, self._note, ray=self.ray, pass_fds=self.stage.pass_fds)
             try:
                 self._pair = pair
                 pair.start()
@@ -158,7 +162,8 @@ class Demo:
                 self._pair = None
                 pair.close()
         body = self._add_up(result, epochs, seconds)
-        return Report(body, [*trouble, *(verdict(body) or problems(result))])
+        fetched = result["web"]["fetched"] if result["web"] else None
+        return Report(body, [*trouble, *(verdict(body) or problems(result))], fetched)
 
     def look(self) -> dict[str, Any]:
         """{"phase", "kills", "of", "active", "nodes", "traffic"} as of now; takes up to a second while a node is down."""
@@ -167,14 +172,6 @@ class Demo:
                 "nodes": pair.status() if pair else {}, "traffic": self.stage.traffic.live()}
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
-
-    def _make(self) -> Pair:
-        if self.ray:
-            from nfckpt.deploy.ray_pair import RayPair
-            pair: Pair = RayPair(self.stage.config, on_event=self._note)
-            return pair
-        from nfckpt.deploy.local import LocalPair
-        return LocalPair(self.stage.config, pass_fds=self.stage.pass_fds, on_event=self._note)
 
     def _run(self, pair: Pair) -> None:
         self.phase = "running"
@@ -213,18 +210,20 @@ class Demo:
         if self._on_event is not None:
             self._on_event(name, at_ns, fields)
 
-    def _wait(self, name: str, fits: Callable[[dict[str, Any]], bool], seconds: float) -> tuple[str, int, dict[str, Any]]:
-        def found() -> list[tuple[str, int, dict[str, Any]]]:
-            return [e for e in self._events if e[0] == name and fits(e[2])
-                    or e[0] == "stopped" and e[2].get("code") == 2]
+    def _wait(self, name: str, fits: Callable[[dict[str, Any]], bool], seconds: float) -> _Event:
+        def found() -> list[_Event]:
+            return [e for e in self._events if (e[0] == name and fits(e[2])) or cannot_start(e)]
+
+        def cannot_start(event: _Event) -> bool:
+            return not self._term and event[0] in ("stopped", "exited") and event[2]["code"] in CANNOT_START
 
         with self._news:
             if not self._news.wait_for(found, seconds):
                 last = "; ".join(f"{n} {f.get('node', '')} {f.get('reason', f.get('why', ''))}".strip() for n, _, f in self._events[-4:])
                 raise ProtectionError(f"no {name!r} within {seconds:.0f} s; last: {last}")
             event = found()[0]
-        if event[0] == "stopped":
-            raise NfckptError(f"node {event[2].get('node')} cannot run: {event[2].get('reason')}")
+        if cannot_start(event):
+            raise NfckptError(f"node {event[2]['node']} cannot run: {event[2].get('reason', event[2].get('why'))}")
         return event
 
     # ── result ───────────────────────────────────────────────────────────────────────────────────

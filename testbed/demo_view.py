@@ -29,7 +29,7 @@ WEB_FILE_BYTES = 1 << 20
 TOLD = {"active", "protected", "killed", "takeover", "stopped", "witness_silent", "standby_lost", "divergent"}
 
 
-def show(*, profile: str, kills: int, connections: int, udp_rate: int, seconds: float, ray: bool, memory: bool, as_json: bool) -> int:
+def show(*, profile: str, kills: int, connections: int, udp_rate: int, seconds: float, ray: bool | None, memory: bool, as_json: bool) -> int:
     """Run a demo and show it. Returns the exit code: 0 when nothing was lost, doubled, reset or changed, else 1."""
     console = Console(stderr=as_json, highlight=False)
     if memory:
@@ -38,7 +38,7 @@ def show(*, profile: str, kills: int, connections: int, udp_rate: int, seconds: 
     else:
         stage = TestbedStage(profile, Load(udp_frames_s=udp_rate, tcp_connections=connections, web_file_bytes=WEB_FILE_BYTES))
     shown = _Shown(console)
-    demo = Demo(stage, kills=kills, run_s=seconds, ray=ray and not memory, on_event=shown.event)
+    demo = Demo(stage, kills=kills, run_s=seconds, ray=False if memory else ray, on_event=shown.event)
     with shown.following(demo):
         report = demo.run()
     console.print(_result(report))
@@ -111,7 +111,8 @@ def _result(report: Report) -> RenderableType:
         broken = any(body[part][key] for key in MUST_BE_ZERO[part])
         table.add_row(Text(name, "dim"), good, Text(", ".join(zeros), "bold red" if broken else "green"))
 
-    row("tcp", "tcp", f"{tcp['connections']:,} connections, {tcp['opened_during_outage']} opened during an outage")
+    curl = "" if report.fetched is None else f", curl fetched {report.fetched} files"
+    row("tcp", "tcp", f"{tcp['connections']:,} connections, {tcp['opened_during_outage']} opened during an outage{curl}")
     row("udp", "udp", f"{udp['sent']:,} numbered frames sent, {udp['received']:,} received")
     for name, key, what in (("kills", "uncommitted_at_kill", "frames not committed then"), ("", "outage_ms", "ms of outage"),
                             ("", "reprotect_ms", "ms until protected again")):

@@ -10,22 +10,24 @@ Promises    G1 whatever ends it, `close` of the pair has run and nothing of it i
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from nfckpt.config import PairConfig
 from nfckpt.deploy.control import ControlServer
-from nfckpt.errors import ConfigError, NfckptError, ProtectionError
-from nfckpt.observe.events import EventLog
+from nfckpt.errors import ConfigError, MachineError, ProtectionError
+from nfckpt.observe.events import EventLog, Scribe
 
-__all__ = ["Pair", "answer", "run_foreground", "status_body"]
+__all__ = ["Pair", "answer", "has_ray", "make_pair", "run_foreground", "status_body"]
 
 FAILOVER_S_MAX = 5.0
-CANNOT_START = (2, 5)       # exit codes of nodes that are not started again
+CANNOT_START = (1, 2, 5, 7, 8)      # crashed, bad configuration, refused, no port, the app raised: see node.EXIT
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
 
@@ -41,6 +43,31 @@ class Pair(Protocol):
     def close(self) -> None: ...
     def status(self) -> dict[str, dict[str, Any]]: ...
     def failover(self) -> bool: ...
+
+
+def has_ray() -> bool:
+    """Whether pairs of Ray actors can be made here: the default of every command."""
+    return all(importlib.util.find_spec(name) is not None for name in ("ray", "nfckpt.deploy.ray_pair"))
+
+
+def make_pair(config: PairConfig, on_event: OnEvent, *, ray: bool | None = None, address: str | None = None,
+              key: bytes | None = None, pass_fds: tuple[int, ...] = ()) -> Pair:
+    """A pair of Ray actors, or with `ray=False` of this process's children; None: Ray where it is.
+
+    `address`: of a Ray cluster that runs already. `pass_fds` are for children only. Raises ConfigError, MachineError.
+    """
+    if ray is None:
+        ray = has_ray()
+    if not ray:
+        if address:
+            raise ConfigError("an address without Ray", "leave out --address or --local")
+        from nfckpt.deploy.local import LocalPair
+        return LocalPair(config, key=key, on_event=on_event, pass_fds=pass_fds)
+    if not has_ray():
+        raise MachineError("Ray is not installed here", "pip install ray, or use --local (demo: --no-ray)")
+    from nfckpt.deploy.ray_pair import RayPair
+    pair: Pair = RayPair(config, key=key, on_event=on_event, address=address)
+    return pair
 
 
 def status_body(pair: Pair) -> dict[str, Any]:
@@ -73,49 +100,54 @@ def answer(pair: Pair, events: EventLog, verb: str) -> dict[str, Any]:
 
 
 def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pair], events: EventLog,
-                   on_event: Callable[[dict[str, Any]], None], *, metrics_port: int = 0, stop: threading.Event | None = None) -> None:
+                   say: Callable[[dict[str, Any]], None], *, metrics_port: int = 0, stop: threading.Event | None = None) -> None:
     """Keep a pair made by `make(config, on_event)` until `stop` is set or KeyboardInterrupt or SystemExit is raised here.
 
-    `on_event(row)` is called for every event, from any thread. Raises ConfigError, MachineError.
+    `say(row)` shows an event. Raises ConfigError, MachineError, and the OSError of a `say` whose reader went away.
     """
     stop = stop or threading.Event()
     refused: list[str] = []
+    reasons: dict[str, str] = {}
     was_protected = threading.Event()
+    pair: Pair | None = None
 
     def note(name: str, at_ns: int, fields: dict[str, Any]) -> None:
         if name == "protected":
             was_protected.set()
-        elif name == "stopped" and fields.get("code") in CANNOT_START and not was_protected.is_set():
-            refused.append(f"node {fields.get('node', '?')}: {fields.get('reason', '')}")
-        on_event(events.add(name, at_ns, fields))
-
-    pair: Pair | None = None
+        elif name == "stopped":
+            reasons[fields["node"]] = str(fields["reason"])
+        elif name == "exited" and fields["code"] in CANNOT_START and not was_protected.is_set():
+            refused.append(f"node {fields['node']}: {reasons.get(fields['node'], fields['why'])}")
+        scribe.note(name, at_ns, fields)
 
     def reply(verb: str) -> dict[str, Any]:
         if pair is None:
             raise ProtectionError("the pair is just starting", "ask again")
         return answer(pair, events, verb)
 
-    with ControlServer(config.name, reply):
-        stop_metrics: Callable[[], None] | None = None
+    with ControlServer(config.name, reply), contextlib.ExitStack() as undo:
+        scribe = Scribe(events, say)
+        undo.callback(scribe.close)
         made = make(config, note)
-        try:
-            if metrics_port:
-                from nfckpt.observe import metrics
-                stop_metrics = metrics.serve(config.name, made.status, metrics_port)
-            made.start()
-            pair = made
-            while not stop.wait(0.2):
-                if refused:
-                    raise ConfigError(refused[0])
-        finally:
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN) if threading.current_thread() is threading.main_thread() else None
-            try:
-                if stop_metrics is not None:
-                    stop_metrics()
-                made.close()
-            except NfckptError as e:
-                on_event(events.add("close_failed", time.monotonic_ns(), {"reason": str(e)}))
-            finally:
-                if before is not None:
-                    signal.signal(signal.SIGINT, before)
+        undo.callback(made.close)
+        undo.enter_context(_undisturbed())
+        if metrics_port:
+            from nfckpt.observe import metrics
+            undo.callback(metrics.serve(config.name, made.status, metrics_port))
+        made.start()
+        pair = made
+        while not stop.wait(0.2):
+            if refused:
+                raise ConfigError(refused[0])
+            if scribe.error is not None:
+                raise scribe.error
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """From its end on, to the end of the command, a further Ctrl-C does not interrupt what is being undone."""
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

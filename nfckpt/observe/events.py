@@ -4,13 +4,15 @@
 
 at_s is CLOCK_MONOTONIC of the node that reports. Promises: memory holds `EVENTS_MAX` rows; a file grows to FILE_BYTES_MAX, then becomes
 FILE.1 (the one before that goes); a line is in the file whole or not at all; a file that cannot be written is said once
-(`on_error`), counted in `unwritten`, and the pair goes on.
+(`on_error`), counted in `unwritten`, and the pair goes on. A `Scribe` stands between the keepers, whom nothing may hold up,
+and a disk or terminal that may be slow.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import stat
 import threading
 from collections import deque
@@ -20,9 +22,10 @@ from typing import Any
 
 from nfckpt.errors import MachineError
 
-__all__ = ["EventLog"]
+__all__ = ["EventLog", "Scribe"]
 
 EVENTS_MAX = 1000
+SCRIBE_EVENTS_MAX = 10_000
 FILE_BYTES_MAX = 16 << 20
 
 
@@ -87,3 +90,43 @@ class EventLog:
             self.unwritten += 1
             if self.unwritten == 1 and self._on_error is not None:
                 self._on_error(f"events are not written any more: {path}: {e.strerror} (free space; the pair goes on)")
+
+
+class Scribe:
+    """Notes events in `log` and shows them by `say(row)`, in one order, on a thread of its own.
+
+    `note` never waits: with SCRIBE_EVENTS_MAX of them unshown, further ones are left out and counted in `left_out`.
+    `error`: what `say` raised (a closed pipe); nothing is shown after it.
+    """
+
+    def __init__(self, log: EventLog, say: Callable[[dict[str, Any]], None]) -> None:
+        self.log, self.left_out = log, 0
+        self.error: OSError | None = None
+        self._say = say
+        self._queue: queue.Queue[tuple[str, int, dict[str, Any]] | None] = queue.Queue(SCRIBE_EVENTS_MAX)
+        self._thread = threading.Thread(target=self._run, name="scribe", daemon=True)
+        self._thread.start()
+
+    def note(self, name: str, at_ns: int, fields: dict[str, Any]) -> None:
+        """Call from any thread."""
+        try:
+            self._queue.put_nowait((name, at_ns, fields))
+        except queue.Full:
+            self.left_out += 1
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Show what waits, at most `timeout_s` long."""
+        try:
+            self._queue.put(None, timeout=timeout_s)
+        except queue.Full:
+            return
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
+            row = self.log.add(*event)
+            if self.error is None:
+                try:
+                    self._say(row)
+                except OSError as e:
+                    self.error = e

@@ -65,7 +65,7 @@ class _Collector:
 
 def _registry(pair: str, status: Callable[[], Status]) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(_Collector(pair, status))     # type: ignore[arg-type]
+    registry.register(_Collector(pair, status))   
     return registry
 
 
