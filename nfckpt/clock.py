@@ -16,6 +16,11 @@ class PairClock:
         self._offset = start_ns - mono_ns
         self._last = start_ns
 
+    @property
+    def offset_ns(self) -> int:
+        """The pair's time minus the node's own, while it leads."""
+        return self._offset
+
     def now(self, mono_ns: int) -> int:
         """The pair's time at the node's own `mono_ns`. Never less than any answer before."""
         self._last = max(self._last, mono_ns + self._offset)

@@ -37,6 +37,7 @@ from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.proof import harden_process
 from nfckpt.failover.takeover import Takeover
 from nfckpt.failover.witness import Question
+from nfckpt.native.active_path import WHY_IDLE as LEAD_IDLE
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
@@ -45,6 +46,8 @@ from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
 from nfckpt.native.life import LifeLock, LifeWatch
 from nfckpt.native.parking import Parking
+from nfckpt.native.shm_ring import ShmRing
+from nfckpt.native.standby_path import WHY_IDLE as FOLLOW_IDLE
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
 from nfckpt.observe.receipt import Receipt
@@ -76,7 +79,7 @@ MS = 1_000_000
 
 EXIT = {
     0: "stopped", 2: "bad configuration", 3: "fenced", 4: "handed over", 5: "refused by the active", 6: "divergent",
-    7: "a port is gone", 8: "the app raised", 9: "unprotectable", 10: "keeper gone", 11: "lost the active before it was whole",
+    7: "a port is gone", 8: "the app raised an exception", 9: "unprotectable", 10: "keeper gone", 11: "lost the active before it was whole",
 }
 
 
@@ -174,8 +177,6 @@ class Node:
         self.secrets = PairSecrets(spec.key)
         self.transport: Transport | None = None
         self.outbox: deque[Send] = deque()          # effects the channel had no room for, in order
-        self.staged: memoryview | None = None       # a captured record the channel had no room for
-        self.staged_ns = 0
         self.watch: LifeWatch | None = None
         self.pidfd = -1
         self.core: Active | Standby | None = None
@@ -298,18 +299,18 @@ class Node:
                                "app": self.config.app}
         core = self.core
         if isinstance(core, Active):
-            gate = core.agent.gate
+            gate, path = core.agent.gate, core.path
             out |= {"role": core.state.value, "term": core.term, "protected": core.protected, "epoch": core.engine.committed,
-                    "commits": core.commits, "commit_us_mean": round(core.hold_ns_sum / core.commits / 1000, 1) if core.commits else 0,
+                    "commits": path.commits, "commit_us_mean": round(path.hold_ns_sum / path.commits / 1000, 1) if path.commits else 0,
                     "aborts": core.engine.aborts, "outputs_held": gate.held_frames, "gate_refused": gate.refused_full,
-                    "inputs_uncommitted": core.peer_inputs, "tap_gap": core.peer_gap, "agent": core.agent.counters(),
+                    "inputs_uncommitted": path.peer_inputs, "tap_gap": core.peer_gap, "agent": core.agent.counters(),
                     "syncing": core.syncing, "sync_page": self.writer.next_page,
                     "arena_used_bytes": core.agent.arena.used, "state": self.state.describe()}
         elif isinstance(core, Standby):
             now = time.monotonic_ns()
-            out |= {"role": core.state.value, "term": core.term, "protected": core.promotable, "epoch": core.epoch,
+            out |= {"role": core.state.value, "term": core.term, "protected": core.promotable, "epoch": core.path.epoch,
                     "inputs_waiting": core.tap.waiting_inputs, "outputs_unseen": core.tap.waiting_outputs,
-                    "tap_gap": not core.tap.is_exact(now), "divergent": core.divergent}
+                    "tap_gap": not core.tap.is_exact(now), "divergent": core.path.divergent_epoch}
         else:
             out |= {"role": "starting", "term": 0, "protected": False, "epoch": 0}
         if (tap := self._tap()) is not None:
@@ -330,9 +331,15 @@ class Node:
         self._drop_channel()
         self.transport = transport
         self._poll = None
+        self._attach()
         if not self.hosts:
             self.watch = LifeWatch(os.dup(transport.peer_life_fd))      # type: ignore[attr-defined]
             self.pidfd = os.dup(transport.peer_pidfd)                   # type: ignore[attr-defined]
+
+    def _attach(self) -> None:
+        """Over shared memory records and acks go without Python."""
+        if self.core is not None and isinstance(self.transport, ShmRing):
+            self.core.path.attach(self.transport)
 
     def _drop_channel(self, keep_watch: bool = False) -> None:
         if self.transport is not None:
@@ -340,7 +347,8 @@ class Node:
             self.transport = None
         self._poll = None
         self.outbox.clear()
-        self.staged = None
+        if self.core is not None:
+            self.core.path.attach(None)
         if not keep_watch:
             if self.watch is not None:
                 self.watch.close()
@@ -372,12 +380,13 @@ class Node:
             return True
         while self.outbox and t.send(self.outbox[0].kind, self.outbox[0].payload):
             self.outbox.popleft()
-        if self.staged is not None and not self.outbox and t.send(kinds.EPOCH, self.staged):
-            self.staged = None
-            assert isinstance(self.core, Active)
-            self.core.engine.ship(self.staged_ns)
+        path = self.core.path if isinstance(self.core, Active) else None
+        staged = path.staged if path is not None else None
+        if path is not None and staged is not None and not self.outbox and t.send(kinds.EPOCH, staged):
+            path.shipped()
+            staged = None
         t.flush()
-        return self.staged is None and not self.outbox
+        return staged is None and not self.outbox
 
     def _perform(self, effects: list[Effect]) -> None:
         for e in effects:
@@ -473,11 +482,18 @@ class Node:
         core = self.core = Standby(pair=self.config.name, node=self.node, layout=self.layout, bounds=b,
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
                                    now=time.monotonic_ns())
+        self._attach()
         self._perform(core.hello())
         while not self.promoted:
             self._follow_once(core, time.monotonic_ns())
 
     def _follow_once(self, core: Standby, now: int) -> None:
+        if core.path.attached and not core.waiting and not self.outbox and self.takeover is None:
+            if core.path.run(self._slow_ns, self.bounds.idle_spin_us * 1000) == FOLLOW_IDLE:
+                self._idle_since = 1            # it has spun
+            else:
+                self._idle_since = 0
+            now = time.monotonic_ns()
         busy = core.tap.poll(now)
         t = self.transport
         lost = ""
@@ -506,8 +522,8 @@ class Node:
             if now >= self._drops_ns:
                 self._drops_ns = now + 50 * MS
                 core.tap.note_drops(now)
-            if not lost and now - core.heard_ns > self.bounds.hang_ms_max * MS:
-                lost = f"active silent for {(now - core.heard_ns) // MS} ms"
+            if not lost and now - core.path.heard_ns > self.bounds.hang_ms_max * MS:
+                lost = f"active silent for {(now - core.path.heard_ns) // MS} ms"
         if self.takeover is None:
             proof = self.watch is not None and self.watch.died
             if proof or lost or core.handover:
@@ -557,7 +573,7 @@ class Node:
         self.state, parking = declare(self.config, app, arena, self.secrets.table)
         gate = Gate(self.ports, b.gate_frames_max, b.gate_bytes_max)
         agent = self.agent = Agent(self.ports, arena, gate, self.secrets.tap, names_max=b.names_max, parking=parking)
-        engine = Engine(b, (standby.epoch if isinstance(standby, Standby) else 0) + 1)
+        engine = Engine(b, (standby.path.epoch if isinstance(standby, Standby) else 0) + 1)
         agent.epoch = engine.epoch
         self.writer = EpochWriter(self.secrets.tap)
         lease = LeaseClock(b.lease_ms, b.beat_ms) if self.hosts else None
@@ -569,7 +585,7 @@ class Node:
         ctx.tick(time.monotonic_ns())
         reemitted = 0
         if takeover is not None and tap is not None and isinstance(standby, Standby):
-            gate.start_at(standby.next_seq)
+            gate.start_at(standby.path.next_seq)
             for _, port, frame in tap.unseen_outputs():
                 agent.emit(port, frame)
                 reemitted += 1
@@ -602,7 +618,7 @@ class Node:
             if isinstance(e, NfckptError) and not isinstance(e, StateError):
                 raise
             traceback.print_exc()
-            raise _Stopped(8, f"the app raised {type(e).__name__}: {e}") from None
+            raise _Stopped(8, f"{type(e).__name__} on the packet thread: {e}") from None
         finally:
             self.listener.close()
 
@@ -620,7 +636,14 @@ class Node:
         tick_ns = app.tick_ms * MS
         size = self.bounds.burst_frames_max
         next_tick = ctx.now_ns
+        assert isinstance(self.core, Active)
+        path = self.core.path
+        spin_ns = self.bounds.idle_spin_us * 1000
         while agent.running:
+            if isinstance(app, NativeFunction) and not self.outbox and (path.attached or not path.holding):
+                until = min(self._slow_ns, time.monotonic_ns() + next_tick - ctx.now_ns) if tick_ns else self._slow_ns
+                if path.run(app, burst, size, until, spin_ns) == LEAD_IDLE:
+                    self._handed, self._idle_since = agent.handed_out, 1        # it has spun
             if agent.rx_burst(burst, size):
                 if isinstance(app, NativeFunction):
                     app.process(burst, ctx.now_ns)
@@ -662,12 +685,12 @@ class Node:
         while self.ctx.soon:
             self.ctx.soon.popleft()()
         self.ctx.tick(now)
-        if self.staged is not None or self.outbox:
+        if core.path.staged_bytes or self.outbox:
             self._push(now)
-        quiet, record = core.cut(now) if self.staged is None else (False, None)
-        if record is not None:
-            self.staged, self.staged_ns = record, now
+        quiet = core.path.poll(now)
+        if core.path.staged_bytes:
             self._push(now)
+        if quiet and not agent.in_flight:
             self._idle_since = 0
             return True
         if t is not None and busy:
@@ -724,7 +747,7 @@ class Node:
             before = at
         steps["total"] = (live_ns - takeover.lost_ns) // 1000
         self.receipt = {"term": takeover.term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof,
-                        "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.epoch,
+                        "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.path.epoch,
                         "uncommitted": self.uncommitted, "replayed": tap.waiting_inputs,
                         "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
         self.receipt_due_ns = live_ns + 2 * self.bounds.tap_skew_ms_max * MS

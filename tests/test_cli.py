@@ -166,7 +166,7 @@ def test_config_check(tmp_path: Path, environment: dict[str, str]) -> None:
 
     assert refused("cpu = 1", "cpu = []").startswith(f"error: {tmp_path}/bad.toml:21: cpu = []: ")
     assert "app = 'no.such.module:Nat'" in refused("nfckpt.apps.nat:Nat", "no.such.module:Nat")
-    assert "[app] arguments of nfckpt.apps.nat:Nat" in refused("inside_ip =", "insight_ip =")
+    assert "[app] of nfckpt.apps.nat:Nat" in refused("inside_ip =", "insight_ip =")
     assert "'afpackets:lan@nf-b' is no port" in refused('"afpacket:lan@nf-b"', '"afpackets:lan@nf-b"')
     assert "does not fit" in refused("# arena_bytes = 67108864", "arena_bytes = 8192")
     missing = nfckpt("config", "check", "/no/such/file", env=environment)

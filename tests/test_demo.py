@@ -110,6 +110,6 @@ def test_a_loss_on_the_way_fails_the_demo(tmp_path: Path, monkeypatch: pytest.Mo
         "        burst.send(slice(None), 1 - burst.port)\n"
         "        if n < 500 <= n + len(burst):\n"
         "            burst.drop(0)\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
+    monkeypatch.syspath_prepend(str(tmp_path))
     report = Demo(MemoryStage("host", 2000, app="leaky:Leaky"), kills=1, run_s=0.3, ray=False).run()
     assert report.body["udp"]["lost"] == 1 and report.problems == ["udp: 1 lost"]

@@ -10,7 +10,8 @@ Rules       SOLO        emits at once, by permission of the witness (or as the f
 Picture     SOLO ─hello─► PROTECTING ─whole, recorded─► ACTIVE ─lost─► HOLDING ─void─► SOLO
                               └────────lost───────────► SOLO            └─denied─► FENCED
 
-Who calls   node.py: `poll` at every poll boundary, `on_*` for what arrived; both return effects, in order.
+Who calls   node.py: `on_*` for what arrived, `tick` once a millisecond; both return effects, in order. Acks, releases and
+            captures, which happen at every poll, are native: `path` (native/active_path.pyx), which this file steers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nfckpt.config import Bounds
 from nfckpt.errors import PeerError
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.witness import Answer, Question
+from nfckpt.native.active_path import ActivePath
 from nfckpt.replica.effects import (
     Ask,
     DropPeer,
@@ -39,6 +41,7 @@ from nfckpt.replica.effects import (
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
     PROTOCOL,
+    TAP_GAP,
     Ack,
     Handover,
     Hello,
@@ -92,28 +95,32 @@ class Active:
         self.pair, self.node, self.peer, self.layout = pair, node, peer, layout
         self.bounds, self.term, self.lease, self.kills = bounds, term, lease, kills
         self.agent, self.engine, self.writer, self.clock = agent, engine, writer, clock
+        self.path = ActivePath(agent, engine, writer, bounds.sync_group_pages_max)
+        self.path.clock_offset_ns = clock.offset_ns
         self.state = S.SOLO
         self.session = 0
-        self.syncing = False            # pages still ride on epochs
         self.tap_open = False
         self.whole = False              # the follower says so
         self.recording = False          # the witness was asked to record the standby
         self.peer_dead = False          # proven by the kernel
-        self.heard_ns = 0               # own clock, last message of the follower
-        self.peer_stamp = 0             # the follower's clock in its last message
-        self.echo_ns = 0                # what it was before the last capture
-        self.peer_inputs = 0
-        self.peer_gap = False
         self.beat_ns = 0
         self.asked_ns = 0
         self.handing_over = False
         self.lost_ns = 0
-        self.commits = 0
-        self.hold_ns_sum = 0
         agent.gate.open()
 
     def _move(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
+
+    @property
+    def syncing(self) -> bool:
+        """The follower has not been sent every page yet."""
+        return self.state is S.PROTECTING and not self.writer.sync_done
+
+    @property
+    def peer_gap(self) -> bool:
+        """The standby's tap is inexact for now."""
+        return bool(self.path.peer_flags & TAP_GAP)
 
     @property
     def protected(self) -> bool:
@@ -155,18 +162,20 @@ class Active:
         self.agent.arena.forget_writes()
         self.writer.restart_sync()
         self.session = max(self.session, self.term << 32) + 1
-        self.syncing = True
         self.tap_open = self.whole = self.recording = self.peer_dead = False
-        self.heard_ns = now
-        self.peer_stamp = self.echo_ns = 0
+        self.path.begin(self.session, self.term, now)
+        self.path.holding = True
         welcome = Welcome(self.session, self.term, self.engine.epoch, self.bounds.lease_ms if self.lease else 0)
         return [Send(kinds.CONTROL, encode_control(welcome)), Event("protecting", {"peer": hello.node})]
 
     def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
         """Raises PeerError for anything that does not belong here."""
-        self.heard_ns = now
-        if kind in (kinds.ACK, kinds.BEAT_ACK):
-            return self._on_ack(now, kind, decode_ack(payload))
+        if kind == kinds.ACK:
+            self.path.on_ack(payload, now, True)
+            return []
+        if kind == kinds.BEAT_ACK:
+            return self._on_beat_ack(now, payload)
+        self.path.heard(now)
         if kind != kinds.CONTROL:
             raise PeerError(f"message of kind {kind} from a follower")
         message = decode_control(payload)
@@ -175,25 +184,17 @@ class Active:
         if isinstance(message, TapOpen):
             self.tap_open = True
             self.writer.restart_sync()
+            self.path.sync_pages = True
             return []
-        if isinstance(message, Whole) and self.state is S.PROTECTING and not self.syncing:
+        if isinstance(message, Whole) and self.state is S.PROTECTING and self.writer.sync_done:
             self.whole = True
             return [] if self.lease else self._record(now)
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
 
-    def _on_ack(self, now: int, kind: int, ack: Ack) -> list[Effect]:
-        if ack.session != self.session:
-            raise PeerError("ack of another session")
-        self.peer_stamp = ack.stamp_ns
-        self.peer_inputs, self.peer_gap = ack.amount, bool(ack.flags & 1)
-        if kind == kinds.ACK:
-            done = self.engine.acked(ack.epoch)
-            if done is not None:
-                self.agent.gate.commit(ack.epoch)
-                self.commits += 1
-                self.hold_ns_sum += now - done.captured_ns
-        elif self.lease is not None and self.whole:
-            mark = self.lease.acked(ack.epoch, now)
+    def _on_beat_ack(self, now: int, payload: memoryview) -> list[Effect]:
+        self.path.on_ack(payload, now, False)
+        if self.lease is not None and self.whole:
+            mark = self.lease.acked(decode_ack(payload).epoch, now)
             if mark is not None:
                 # only now does emission depend on the standby's answers, so only now may it be recorded
                 return [LeaseStamp(mark), *([] if self.recording else self._record(now))]
@@ -258,7 +259,8 @@ class Active:
         gate.open()
         self.agent.recording = False
         self.agent.forget_names()
-        self.syncing = self.tap_open = self.whole = self.recording = self.handing_over = False
+        self.tap_open = self.whole = self.recording = self.handing_over = False
+        self.path.holding = self.path.sync_pages = False
         effects: list[Effect] = self.unlimited(now)
         return [*effects, Event("solo", {"reason": reason, "released": held, "term": self.term})]
 
@@ -280,40 +282,16 @@ class Active:
                     arm = self.lease.beat(now)
                     number = arm.seq
                     effects.append(LeaseArm(arm.mark, arm.ms))
-                # frames consumed in the open epoch are named by no record yet: "empty" now would disown them
-                empty = 0 if self.agent.names.n else self.agent.ports_empty
-                beat = Ack(self.session, number, now, self.echo_ns, empty, 0)
-                if not self.agent.names.n:
-                    self.echo_ns, self.agent.ports_empty = self.peer_stamp, 0
-                effects.append(Send(kinds.BEAT, encode_ack(beat)))
-            if now - self.heard_ns > b.hang_ms_max * MS:
-                return effects + self.on_peer_lost(now, f"standby silent for {(now - self.heard_ns) // MS} ms", False)
+                echo_ns, empty = self.path.beat()
+                effects.append(Send(kinds.BEAT, encode_ack(Ack(self.session, number, now, echo_ns, empty, 0))))
+            if now - self.path.heard_ns > b.hang_ms_max * MS:
+                return effects + self.on_peer_lost(now, f"standby silent for {(now - self.path.heard_ns) // MS} ms", False)
         if (self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now
             verb = "solo" if self.state is S.HOLDING else "protected"
             effects.append(Ask(Question(verb, self.node, self.term, self.peer if verb == "protected" else "")))
         return effects
-
-    def cut(self, now: int) -> tuple[bool, memoryview | None]:
-        """At a poll boundary. (answer "no packets"?, record to put on the channel or None)."""
-        if self.state not in (S.PROTECTING, S.ACTIVE):
-            return False, None
-        agent, engine = self.agent, self.engine
-        crowded = agent.names.n * 2 > agent.names.capacity
-        if not engine.due(now, agent.pending or (self.syncing and self.tap_open), crowded):
-            return False, None
-        if agent.in_flight:
-            return engine.frames_out(now), None
-        pages = self.bounds.sync_group_pages_max if self.syncing and self.tap_open else 0
-        record = self.writer.build(agent.arena, agent.gate, agent.names, self.session, self.term, engine.epoch,
-                                   self.clock.now(now), self.echo_ns, agent.ports_empty, pages)
-        self.echo_ns, agent.ports_empty = self.peer_stamp, 0
-        if pages and self.writer.sync_done:
-            self.syncing = False
-        engine.captured()
-        agent.epoch = engine.epoch
-        return True, record
 
     # ── planned switch ───────────────────────────────────────────────────────────────────────────
 

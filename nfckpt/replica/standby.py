@@ -9,7 +9,7 @@ Rules       JOINING     greeted the active; waits for its welcome.
 
 Picture     JOINING ─welcome─► SYNCING ─last page, tap covers─► WHOLE ─recorded─► STANDBY      promotion: failover/takeover.py
 
-Order of one epoch (I7): whole in private memory → checked → names and outputs registered → ack → swapped into the arena.
+Records, acks and applying, which happen for every epoch, are native: `path` (native/standby_path.pyx).
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING
 from nfckpt.clock import PairClock
 from nfckpt.config import Bounds
 from nfckpt.errors import PeerError
+from nfckpt.native.standby_path import StandbyPath
 from nfckpt.replica.effects import Effect, Event, Send, Stop
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
     PROTOCOL,
-    TAP_GAP,
-    Ack,
     Handover,
     Hello,
     Protected,
@@ -36,13 +35,11 @@ from nfckpt.wire.messages import (
     Whole,
     decode_ack,
     decode_control,
-    encode_ack,
     encode_control,
 )
 
 if TYPE_CHECKING:
     from nfckpt.native.arena import Arena
-    from nfckpt.native.epoch import EpochRecord
     from nfckpt.native.tap import Tap
 
 __all__ = ["TRANSITIONS", "Standby", "StandbyState"]
@@ -73,24 +70,23 @@ class Standby:
         self.pair, self.node, self.layout, self.bounds, self.secret = pair, node, layout, bounds, secret
         self.arena, self.tap, self.clock = arena, tap, clock
         self.state = S.JOINING
-        self.session = 0
-        self.term = 0
-        self.epoch = 0                  # registered and acknowledged through
-        self.next_seq = 0               # number of the output after the last registered one
-        self.released_through = 0
-        self.heard_ns = now             # own clock, any message of the active
+        self.path = StandbyPath(tap, arena, secret, now)
         self.acked_ns = 0               # own clock, our last answer to a beat: the promise of I9 counts from it
-        self.peer_stamp = 0             # the active's clock, in its last beat
         self.welcome_ns = 0
         self.open_ns = 0
-        self.last_page = False
-        self.waiting: deque[EpochRecord] = deque()      # no room in the tap yet
-        self.epochs = 0
-        self.divergent = 0
+        self.waiting: deque[memoryview] = deque()       # records the tap has no room for yet
         self.handover = False
 
     def _move(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
+
+    @property
+    def session(self) -> int:
+        return self.path.session
+
+    @property
+    def term(self) -> int:
+        return self.path.term
 
     @property
     def promotable(self) -> bool:
@@ -107,19 +103,19 @@ class Standby:
 
     def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
         """Raises PeerError for anything that does not belong here."""
-        self.heard_ns = now
+        self.path.heard(now)
         if kind == kinds.EPOCH:
-            self._on_epoch(payload)
+            self.waiting.append(payload)
             return self.work(now)
         if kind == kinds.BEAT:
             beat = decode_ack(payload)
             if beat.session != self.session:
                 raise PeerError("beat of another session")
-            self.peer_stamp = beat.stamp_ns
+            self.path.peer_stamp = beat.stamp_ns
             if beat.amount and self.open_ns:
                 self.tap.emptied(beat.amount, beat.echo_ns)
             self.acked_ns = now
-            return [self._ack(now, kinds.BEAT_ACK, beat.epoch), *self.work(now)]
+            return [Send(kinds.BEAT_ACK, self.path.ack(beat.epoch, now)), *self.work(now)]
         if kind != kinds.CONTROL:
             raise PeerError(f"message of kind {kind} from the active")
         message = decode_control(payload)
@@ -127,7 +123,7 @@ class Standby:
             return [Stop(5, f"the active refused us: {message.reason}")]
         if isinstance(message, Welcome) and self.state is S.JOINING:
             self._move("welcome")
-            self.session, self.term, self.epoch = message.session, message.term, message.epoch - 1
+            self.path.begin(message.session, message.term, message.epoch)
             self.welcome_ns = now
             return [Event("syncing", {"term": message.term})]
         if getattr(message, "session", None) != self.session:
@@ -140,41 +136,20 @@ class Standby:
             return []
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
 
-    def _on_epoch(self, payload: memoryview) -> None:
-        from nfckpt.native.epoch import EpochRecord
-
-        record = EpochRecord(payload, self.arena, len(self.tap.ports))
-        expected = self.waiting[-1].epoch + 1 if self.waiting else self.epoch + 1
-        if record.session != self.session or record.term != self.term or self.session == 0:
-            raise PeerError(f"epoch of session {record.session}, term {record.term}; ours is {self.session}, {self.term}")
-        if record.epoch != expected:
-            raise PeerError(f"epoch {record.epoch} came where {expected} was due")
-        if record.n_pages and not self.open_ns:
-            raise PeerError("pages before the tap was opened")
-        self.waiting.append(record)
-
-    def _ack(self, now: int, kind: int, number: int) -> Send:
-        flags = 0 if self.tap.is_exact(now) else TAP_GAP
-        return Send(kind, encode_ack(Ack(self.session, number, now, self.peer_stamp, self.tap.waiting_inputs, flags)))
-
     def work(self, now: int) -> list[Effect]:
-        """Register what waits, acknowledge, apply. Call after each message and when idle."""
+        """Commit what waits. Call after each message and when idle."""
         effects: list[Effect] = []
-        while self.waiting and self.waiting[0].register(self.tap, now):
-            record = self.waiting.popleft()
-            self.epoch = record.epoch
-            self.next_seq = record.next_seq
-            self.released_through = record.released_through
-            self.clock.follow(record.now_ns, now)
-            effects.append(self._ack(now, kinds.ACK, record.epoch))
-            record.swap(self.arena)
-            self.epochs += 1
-            self.last_page = self.last_page or record.last
-            if self.last_page and not record.agrees(self.arena, self.secret):
-                self.divergent += 1
-                return [*effects, Event("divergent", {"epoch": record.epoch}),
-                        Stop(6, f"the arena differs from the active's at epoch {record.epoch}")]
-        self.tap.age(self.released_through)
+        path = self.path
+        while self.waiting and path.commit(self.waiting[0], now):
+            self.waiting.popleft()
+            if not path.attached:
+                effects.append(Send(kinds.ACK, path.ack(path.epoch, now)))
+        if path.commit_ns:
+            self.clock.follow(path.now_ns, path.commit_ns)
+        if path.divergent_epoch:
+            return [*effects, Event("divergent", {"epoch": path.divergent_epoch}),
+                    Stop(6, f"the arena differs from the active's at epoch {path.divergent_epoch}")]
+        self.tap.age(path.released_through)
         return effects + self._progress(now)
 
     def _progress(self, now: int) -> list[Effect]:
@@ -186,20 +161,19 @@ class Standby:
                 return []
             self.tap.open()
             self.open_ns = now
+            self.path.tap_open = True
             return [Send(kinds.CONTROL, encode_control(TapOpen(self.session)))]
-        if self.last_page and not self.waiting and self.tap.covers(self.open_ns + skew):
+        if self.path.last_page and not self.waiting and self.tap.covers(self.open_ns + skew):
             self._move("whole")
             self.tap.whole()
             return [Send(kinds.CONTROL, encode_control(Whole(self.session)))]
         return []
 
     def drain(self, now: int) -> None:
-        """Promotion: register and apply what was received whole. What still finds no room is dropped by the caller's
-        choice of promoting: it was never acknowledged, so nothing of it left."""
-        while self.waiting and self.waiting[0].register(self.tap, now):
-            record = self.waiting.popleft()
-            self.epoch, self.next_seq = record.epoch, record.next_seq
-            self.released_through = record.released_through
-            self.clock.follow(record.now_ns, now)
-            record.swap(self.arena)
+        """Promotion: commit what was received whole. A record that still finds no room was never acknowledged, so nothing of
+        it left: it is dropped, and its inputs are replayed."""
+        while self.waiting and self.path.commit(self.waiting[0], now):
+            self.waiting.popleft()
         self.waiting.clear()
+        if self.path.commit_ns:
+            self.clock.follow(self.path.now_ns, self.path.commit_ns)

@@ -6,6 +6,7 @@ from nfckpt.native.burst cimport Burst
 from nfckpt.native.epoch cimport Names
 from nfckpt.native.gate cimport Gate
 from nfckpt.native.parking cimport Parking
+from nfckpt.native.port_set cimport PortSet
 from nfckpt.native.tap cimport Tap
 
 cdef struct AgentCounters:
@@ -20,12 +21,13 @@ cdef struct AgentCounters:
     uint64_t backpressure       # polls answered "no packets" because gate or names were full
 
 cdef class Agent:
-    cdef readonly list ports
+    cdef PortSet _ports
     cdef readonly Arena arena
     cdef readonly Gate gate
     cdef readonly Names names
     cdef readonly Parking parking
-    cdef public Tap tap
+    cdef Tap _tap
+    cdef bint has_tap
     cdef public object hook
     cdef public bint running
     cdef public bint paused             # input stops: a planned switch
@@ -36,4 +38,9 @@ cdef class Agent:
     cdef AgentCounters c
     cdef uint64_t secret[4]
     cdef int _turn
-    cdef int read(self, Burst b, int max_frames) except -1
+    cdef int receive(self, Burst b, int max_frames, uint64_t now) noexcept nogil
+    cdef int read(self, Burst b, int max_frames, uint64_t now) noexcept nogil
+    cdef int send(self, Burst b) noexcept nogil
+    cdef int let_go(self, Burst b) noexcept nogil
+    cdef int complete(self, Burst b) noexcept nogil
+    cdef bint has_pending(self) noexcept nogil

@@ -11,14 +11,14 @@ Who calls   one thread, the one that polls. The hook is the node's; it returns T
 """
 from time import monotonic_ns
 
-from nfckpt.errors import PortError, StateError
+from nfckpt.errors import StateError
 
 from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX, DONE, DROP, OWNED, SEND
 from nfckpt.native.digest cimport nf_frame_key
 from nfckpt.native.headers cimport parse
-from nfckpt.native.port cimport Port
+from nfckpt.native.port_set cimport raise_gone
 
 
 cdef class Agent:
@@ -29,7 +29,7 @@ cdef class Agent:
         if len(secret) != 32:
             raise StateError("the agent's secret must be 32 bytes")
         memcpy(self.secret, <const uint8_t*>secret, 32)
-        self.ports = ports
+        self._ports = PortSet(ports)
         self.arena = arena
         self.gate = gate
         self.names = Names(names_max)
@@ -49,6 +49,14 @@ cdef class Agent:
         burst.clear()
         if self.hook is not None and self.hook():
             return 0
+        n = self.receive(burst, max_frames, monotonic_ns())
+        if n < 0:
+            raise_gone(self._ports)
+        return n
+
+    cdef int receive(self, Burst burst, int max_frames, uint64_t now) noexcept nogil:
+        """rx_burst after the poll boundary, without the GIL. `burst` is empty. -1: a port is gone."""
+        cdef int n, i
         if not self.running or self.paused:
             return 0
         if max_frames > BURST_MAX:
@@ -57,8 +65,8 @@ cdef class Agent:
                 or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):
             self.c.backpressure += 1
             return 0
-        n = self.read(burst, max_frames)
-        if n:
+        n = self.read(burst, max_frames, now)
+        if n > 0:
             parse(burst, 0)
             self.in_flight += n
             self.c.handed_out += n
@@ -66,12 +74,12 @@ cdef class Agent:
                 self.c.malformed += burst.malformed[i]
         return n
 
-    cdef int read(self, Burst b, int max_frames) except -1:
-        cdef Port port
-        cdef int i, k, n, want, n_ports = len(self.ports)
-        if self.tap is not None:
-            self.tap.poll(monotonic_ns())
-            self.tap.take(b, max_frames)
+    cdef int read(self, Burst b, int max_frames, uint64_t now) noexcept nogil:
+        cdef int i, k, n, want, n_ports = self._ports.n
+        if self.has_tap:
+            if self._tap.look(now, 8) < 0:
+                return -1
+            self._tap.take(b, max_frames)
         else:
             self._turn = (self._turn + 1) % n_ports
             for k in range(n_ports):
@@ -79,10 +87,9 @@ cdef class Agent:
                 want = max_frames - b.n
                 if want == 0:
                     break
-                port = <Port>self.ports[i]
-                n = port.rx(b, want, <uint8_t>i)
+                n = self._ports.rx(i, b, want)
                 if n < 0:
-                    raise PortError(f"port {port.name} is gone", "see `nfckpt doctor`")
+                    return -1
                 if n < want and b.has_room():
                     self.ports_empty |= <uint32_t>1 << i
         if self.recording:
@@ -97,13 +104,20 @@ cdef class Agent:
         """Frames with verdict SEND go into the gate, those with DROP are dropped; both become DONE. Returns how many were
         sent. A frame the gate has no room for keeps its verdict and stays owned by the app: send it again or drop it.
         Raises StateError for an output port that does not exist."""
-        cdef int i, sent = 0, n_ports = len(self.ports)
+        cdef int sent = self.send(burst)
+        if sent < 0:
+            raise StateError(f"a frame was sent to port {max(burst.out_port)} of {self._ports.n}")
+        return sent
+
+    cdef int send(self, Burst burst) noexcept nogil:
+        """tx_burst without the GIL. -1: a frame was sent to a port that does not exist."""
+        cdef int i, sent = 0
         cdef uint8_t v
         for i in range(burst.n):
             v = burst.verdict[i]
             if v == SEND:
-                if burst.out_port[i] >= n_ports:
-                    raise StateError(f"frame sent to port {burst.out_port[i]} of {n_ports}")
+                if burst.out_port[i] >= self._ports.n:
+                    return -1
                 if not self.gate.hold(burst.out_port[i], burst.data(i), burst.length[i], self.epoch):
                     self.c.refused_full += 1
                     continue
@@ -119,6 +133,9 @@ cdef class Agent:
 
     def drop(self, Burst burst not None):
         """Drop every frame the app still owns in `burst`. Returns how many."""
+        return self.let_go(burst)
+
+    cdef int let_go(self, Burst burst) noexcept nogil:
         cdef int i, n = 0
         for i in range(burst.n):
             if burst.verdict[i] != DONE:
@@ -130,11 +147,19 @@ cdef class Agent:
 
     def finish(self, Burst burst not None):
         """tx_burst, then drop what is left: frames without a verdict are counted as undecided."""
-        cdef int i, sent = self.tx_burst(burst)
+        cdef int sent = self.complete(burst)
+        if sent < 0:
+            raise StateError(f"a frame was sent to port {max(burst.out_port)} of {self._ports.n}")
+        return sent
+
+    cdef int complete(self, Burst burst) noexcept nogil:
+        cdef int i, sent = self.send(burst)
+        if sent < 0:
+            return -1
         for i in range(burst.n):
             if burst.verdict[i] == OWNED:
                 self.c.undecided += 1
-        self.drop(burst)
+        self.let_go(burst)
         return sent
 
     def park(self, Burst burst not None, int i):
@@ -156,8 +181,8 @@ cdef class Agent:
     def emit(self, int port, bytes frame):
         """A frame the app made: held like any other output. False when the gate is full (counted)."""
         cdef uint32_t n = len(frame)
-        if port < 0 or port >= len(self.ports) or n == 0 or n > 9216:
-            raise StateError(f"emit of {n} bytes to port {port} of {len(self.ports)}")
+        if port < 0 or port >= self._ports.n or n == 0 or n > 9216:
+            raise StateError(f"emit of {n} bytes to port {port} of {self._ports.n}")
         if not self.gate.hold(<uint8_t>port, <const uint8_t*>frame, n, self.epoch):
             self.c.refused_full += 1
             return False
@@ -172,7 +197,26 @@ cdef class Agent:
     @property
     def pending(self):
         """True when the open epoch has something to say: frames consumed, outputs held, lines written."""
+        return bool(self.has_pending())
+
+    cdef bint has_pending(self) noexcept nogil:
         return self.names.n > 0 or self.gate.tail != self.gate.captured or self.arena.n_touched > 0
+
+    @property
+    def ports(self):
+        """The list it was made with."""
+        return self._ports.ports
+
+    @property
+    def tap(self):
+        """While not None, frames come through this tap's filter, what it holds first: set at a takeover."""
+        return self._tap if self.has_tap else None
+
+    @tap.setter
+    def tap(self, Tap tap):
+        self.has_tap = tap is not None
+        if tap is not None:
+            self._tap = tap
 
     def forget_names(self):
         """Start of a new protection: what was consumed before is nobody's business."""

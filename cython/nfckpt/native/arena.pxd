@@ -67,4 +67,6 @@ cdef class Arena:
     cpdef uint64_t region(self, str name, uint64_t nbytes, str kind=*, str params=*) except? 0
     cpdef uint64_t dirty_lines(self)
     @cython.final
+    cdef uint64_t count_dirty(self) noexcept nogil
+    @cython.final
     cdef void clear_dirty(self) noexcept nogil

@@ -151,6 +151,9 @@ cdef class Arena:
 
     cpdef uint64_t dirty_lines(self):
         """Lines marked since the last drain."""
+        return self.count_dirty()
+
+    cdef uint64_t count_dirty(self) noexcept nogil:
         cdef uint64_t n = 0, w
         cdef uint32_t i
         for i in range(self.n_touched):

@@ -1,6 +1,6 @@
 """Epoch record: the wire form of one checkpoint. The picture is in epoch.pyx."""
 cimport cython
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from nfckpt.native.arena cimport Arena
 from nfckpt.native.gate cimport Gate
 from nfckpt.native.tap cimport Tap
@@ -55,20 +55,28 @@ cdef class EpochWriter:
     cdef uint64_t secret[4]
     cdef readonly uint32_t next_page        # sync: pages below have been sent
     cdef readonly bint sync_done
-    cdef void _need(self, uint64_t nbytes) except *
+    cdef bint _need(self, uint64_t nbytes) noexcept nogil
+    cdef int64_t capture(self, Arena arena, Gate gate, Names names, Header* want, uint32_t pages_max, uint32_t scan_max) noexcept nogil
+
+cdef struct Record:
+    Header* h
+    uint64_t* keys
+    uint8_t* ports
+    uint8_t* outputs
+    uint32_t* line_no
+    uint8_t* lines
+    uint32_t* page_no
+    uint8_t* pages
+
+cdef int record_parse(Record* r, uint8_t* base, uint64_t total, Arena arena, int n_ports) noexcept nogil
+cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil
+cdef void record_apply(Record* r, Arena arena) noexcept nogil
+cdef void record_undo(Record* r, Arena arena) noexcept nogil
+cdef bint record_agrees(Record* r, Arena arena, const uint64_t* secret) noexcept nogil
+cdef str record_fault(int code)
 
 @cython.final
 cdef class EpochRecord:
-    cdef Header* h
-    cdef uint8_t* base
-    cdef uint64_t* keys
-    cdef uint8_t* ports
-    cdef uint8_t* outputs
-    cdef uint32_t* line_no
-    cdef uint8_t* lines
-    cdef uint32_t* page_no
-    cdef uint8_t* pages
+    cdef Record r
     cdef object _memory
     cdef readonly bint applied
-    cdef void _swap_lines(self, Arena arena) noexcept nogil
-    cdef void _swap_pages(self, Arena arena) noexcept nogil

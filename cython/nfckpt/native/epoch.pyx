@@ -69,20 +69,22 @@ cdef class EpochWriter:
             raise StateError("the secret must be 32 bytes")
         memcpy(self.secret, <const uint8_t*>secret, 32)
         self.capacity = 0
-        self._need(capacity)
+        if not self._need(capacity):
+            raise MemoryError
 
     def __dealloc__(self):
         free(self.buf)
 
-    cdef void _need(self, uint64_t nbytes) except *:
+    cdef bint _need(self, uint64_t nbytes) noexcept nogil:
         cdef void* p
         if nbytes > self.capacity:
             nbytes = nbytes * 5 // 4
             p = realloc(self.buf, nbytes)
             if p == NULL:
-                raise MemoryError
+                return False
             self.buf = <uint8_t*>p
             self.capacity = nbytes
+        return True
 
     def restart_sync(self):
         """The next records carry the arena's pages from the first on."""
@@ -95,7 +97,20 @@ cdef class EpochWriter:
         """Capture: drain marks, names and uncaptured outputs into one record. Returns a memoryview of the staging
         buffer, valid until the next build. With `pages_max` > 0 up to that many non-zero pages of a running sync
         ride along, out of at most `scan_max` looked at; flag LAST is set when none is left."""
-        cdef uint64_t n_lines = arena.dirty_lines(), out_bytes = 0, seq, w, p, base
+        cdef Header want
+        cdef int64_t n
+        want.session, want.term, want.epoch = session, term, epoch
+        want.now_ns, want.echo_ns, want.ports_empty = now_ns, echo_ns, ports_empty
+        n = self.capture(arena, gate, names, &want, pages_max, scan_max)
+        if n < 0:
+            raise MemoryError
+        return <uint8_t[:n]>self.buf
+
+    cdef int64_t capture(self, Arena arena, Gate gate, Names names, Header* want, uint32_t pages_max,
+                         uint32_t scan_max) noexcept nogil:
+        """`build` without the GIL: `want` has session, term, epoch, now_ns, echo_ns, ports_empty. Returns the record's bytes
+        (in self.buf), -1: no memory, nothing drained."""
+        cdef uint64_t n_lines = arena.count_dirty(), out_bytes = 0, seq, w, p, base
         cdef uint32_t i, page, n_pages = 0, bit, used_pages = <uint32_t>(arena._top // PAGE)
         cdef Held* held
         cdef Header* h
@@ -104,15 +119,21 @@ cdef class EpochWriter:
         cdef uint8_t* out
         for seq in range(gate.captured, gate.tail):
             out_bytes += sizeof(OutputHead) + pad8(gate.held[<uint32_t>seq & gate.mask].length)
-        self._need(HEADER_BYTES + names.n * 9 + 8 + out_bytes + n_lines * (4 + LINE) + 16
-                   + <uint64_t>pages_max * (4 + PAGE) + 16)
+        if not self._need(HEADER_BYTES + names.n * 9 + 8 + out_bytes + n_lines * (4 + LINE) + 16
+                          + <uint64_t>pages_max * (4 + PAGE) + 16):
+            return -1
         h = <Header*>self.buf
         memset(h, 0, HEADER_BYTES)
         h.magic = EPOCH_MAGIC
         h.version = EPOCH_VERSION
-        h.session, h.term, h.epoch = session, term, epoch
-        h.now_ns, h.echo_ns, h.ports_empty = now_ns, echo_ns, ports_empty
-        h.released_through, h.first_seq = gate.released_through, gate.captured
+        h.session = want.session
+        h.term = want.term
+        h.epoch = want.epoch
+        h.now_ns = want.now_ns
+        h.echo_ns = want.echo_ns
+        h.ports_empty = want.ports_empty
+        h.released_through = gate.released_through
+        h.first_seq = gate.captured
         h.n_names = names.n
         p = HEADER_BYTES
         memcpy(self.buf + p, names.key, names.n * 8)
@@ -126,7 +147,9 @@ cdef class EpochWriter:
         for seq in range(gate.captured, gate.tail):
             held = &gate.held[<uint32_t>seq & gate.mask]
             oh = <OutputHead*>(self.buf + p)
-            oh.port, oh.length, oh.zero = held.port, held.length, 0
+            oh.port = held.port
+            oh.length = held.length
+            oh.zero = 0
             p += sizeof(OutputHead)
             memcpy(self.buf + p, gate.buf + held.off, held.length)
             p += pad8(held.length)
@@ -172,11 +195,11 @@ cdef class EpochWriter:
                         <uint64_t>n_pages * PAGE)
             h.n_pages = n_pages
             p += pad8(n_pages * 4) + <uint64_t>n_pages * PAGE
-        h.window_off = window_at(epoch, arena._top)
-        h.window_hash = nf_hash(self.secret, epoch, arena.base + h.window_off, WINDOW)
+        h.window_off = window_at(h.epoch, arena._top)
+        h.window_hash = nf_hash(self.secret, h.epoch, arena.base + h.window_off, WINDOW)
         h.total_bytes = p
         self.used = p
-        return <uint8_t[:p]>self.buf
+        return <int64_t>p
 
 
 cdef extern from *:
@@ -190,133 +213,94 @@ cdef bint is_zero(const uint8_t* page) noexcept nogil:
     return page[0] == 0 and memcmp(page, page + 1, PAGE - 1) == 0
 
 
-cdef class EpochRecord:
-    """A record out of `memory` (a writable buffer that no peer can write), checked against the receiver's arena.
+# ── a received record ────────────────────────────────────────────────────────────────────────────
 
-    Raises PeerError with the reason when it does not add up.
-    """
+FAULTS = (
+    "", "is shorter than its header", "has another magic or version (run the same nfckpt on both nodes)",
+    "has another length than it says", "has names or outputs that overrun it", "names a port that does not exist",
+    "has an output with a bad length or port", "has outputs that do not fill their bytes",
+    "has lines and pages that do not fill it", "writes outside the arena", "checks a window outside the arena",
+)
 
-    def __cinit__(self, memory, Arena arena not None, int n_ports):
-        cdef uint8_t[::1] view = memory
-        cdef uint64_t total = view.shape[0], p, q
-        cdef uint32_t i
-        cdef Header* h
-        cdef OutputHead* oh
-        if total < HEADER_BYTES:
-            raise PeerError(f"epoch record of {total} bytes is shorter than its header")
-        self._memory = view
-        self.base = &view[0]
-        h = self.h = <Header*>self.base
-        if h.magic != EPOCH_MAGIC or h.version != EPOCH_VERSION:
-            raise PeerError(f"epoch record with magic {h.magic:#x} version {h.version}", "run the same nfckpt on both nodes")
-        if h.total_bytes != total:
-            raise PeerError(f"epoch record says {h.total_bytes} bytes and has {total}")
-        # 32-bit counts times at most 4100 bytes: no sum can pass 2**64
-        p = HEADER_BYTES
-        self.keys = <uint64_t*>(self.base + p)
-        p += <uint64_t>h.n_names * 8
-        self.ports = self.base + p
-        p += pad8(h.n_names)
-        self.outputs = self.base + p
-        p += h.output_bytes
-        if p > total:
-            raise PeerError("epoch record: names or outputs overrun it")
-        for i in range(h.n_names):
-            if self.ports[i] >= n_ports:
-                raise PeerError(f"epoch record names port {self.ports[i]} of {n_ports}")
-        q = 0
-        for i in range(h.n_outputs):
-            if q + sizeof(OutputHead) > h.output_bytes:
-                raise PeerError("epoch record: an output overruns")
-            oh = <OutputHead*>(self.outputs + q)
-            q += sizeof(OutputHead) + pad8(oh.length)
-            if q > h.output_bytes or oh.port >= n_ports or oh.length > FRAME_MAX or oh.length == 0:
-                raise PeerError("epoch record: an output with a bad length or port")
-        if q != h.output_bytes:
-            raise PeerError("epoch record: outputs do not fill their bytes")
-        self.line_no = <uint32_t*>(self.base + p)
-        p += pad8(<uint64_t>h.n_lines * 4)
-        self.lines = self.base + p
-        p += <uint64_t>h.n_lines * LINE
-        self.page_no = <uint32_t*>(self.base + p)
-        p += pad8(<uint64_t>h.n_pages * 4)
-        self.pages = self.base + p
-        p += <uint64_t>h.n_pages * PAGE
-        if p != total:
-            raise PeerError("epoch record: lines and pages do not fill it")
-        for i in range(h.n_lines):
-            if self.line_no[i] >= arena.n_pages * 64:
-                raise PeerError(f"epoch record writes line {self.line_no[i]} outside the arena")
-        for i in range(h.n_pages):
-            if self.page_no[i] >= arena.n_pages:
-                raise PeerError(f"epoch record writes page {self.page_no[i]} outside the arena")
-        if h.window_off > arena.size - WINDOW:
-            raise PeerError("epoch record: check window outside the arena")
 
-    def register(self, Tap tap not None, uint64_t now):
-        """Names and expected outputs go into the tap, all or nothing: False when there is no room now (rule 3)."""
-        cdef Header* h = self.h
-        cdef uint32_t i
-        cdef uint64_t q = 0
-        cdef OutputHead* oh
-        if not tap.room_for(h.n_names, h.n_outputs, h.output_bytes):
-            return False
-        for i in range(h.n_outputs):
-            oh = <OutputHead*>(self.outputs + q)
-            q += sizeof(OutputHead)
-            CHECK(tap.expect(h.first_seq + i, <uint8_t>oh.port, self.outputs + q, oh.length, now))
-            q += pad8(oh.length)
-        for i in range(h.n_names):
-            tap.name(self.keys[i], self.ports[i], now)
-        if h.ports_empty:
-            tap.emptied(h.ports_empty, h.echo_ns)
-        return True
+cdef str record_fault(int code):
+    return f"epoch record {FAULTS[code]}"
 
-    def swap(self, Arena arena not None):
-        """Apply: exchange this record's lines and pages with the arena's. The record becomes the undo log."""
-        CHECK(not self.applied)
-        self._swap_lines(arena)
-        self._swap_pages(arena)
-        self.applied = True
 
-    def unswap(self, Arena arena not None):
-        """Undo the swap: the arena is again what it was before."""
-        CHECK(self.applied)
-        self._swap_pages(arena)         # reverse order: a line may lie in a page
-        self._swap_lines(arena)
-        self.applied = False
+cdef int record_parse(Record* r, uint8_t* base, uint64_t total, Arena arena, int n_ports) noexcept nogil:
+    """Point r into the record at `base` after checking every count, length, offset and index in it. 0, or an index of
+    FAULTS: nothing of it may be used then. 32-bit counts times at most 4100 bytes: no sum passes 2**64."""
+    cdef uint64_t p, q = 0
+    cdef uint32_t i
+    cdef Header* h = <Header*>base
+    cdef OutputHead* oh
+    if total < HEADER_BYTES:
+        return 1
+    if h.magic != EPOCH_MAGIC or h.version != EPOCH_VERSION:
+        return 2
+    if h.total_bytes != total:
+        return 3
+    r.h = h
+    p = HEADER_BYTES
+    r.keys = <uint64_t*>(base + p)
+    p += <uint64_t>h.n_names * 8
+    r.ports = base + p
+    p += pad8(h.n_names)
+    r.outputs = base + p
+    p += h.output_bytes
+    if p > total:
+        return 4
+    for i in range(h.n_names):
+        if r.ports[i] >= n_ports:
+            return 5
+    for i in range(h.n_outputs):
+        if q + sizeof(OutputHead) > h.output_bytes:
+            return 6
+        oh = <OutputHead*>(r.outputs + q)
+        q += sizeof(OutputHead) + pad8(oh.length)
+        if q > h.output_bytes or oh.port >= n_ports or oh.length > FRAME_MAX or oh.length == 0:
+            return 6
+    if q != h.output_bytes:
+        return 7
+    r.line_no = <uint32_t*>(base + p)
+    p += pad8(<uint64_t>h.n_lines * 4)
+    r.lines = base + p
+    p += <uint64_t>h.n_lines * LINE
+    r.page_no = <uint32_t*>(base + p)
+    p += pad8(<uint64_t>h.n_pages * 4)
+    r.pages = base + p
+    p += <uint64_t>h.n_pages * PAGE
+    if p != total:
+        return 8
+    for i in range(h.n_lines):
+        if r.line_no[i] >= arena.n_pages * 64:
+            return 9
+    for i in range(h.n_pages):
+        if r.page_no[i] >= arena.n_pages:
+            return 9
+    if h.window_off > arena.size - WINDOW:
+        return 10
+    return 0
 
-    cdef void _swap_lines(self, Arena arena) noexcept nogil:
-        cdef uint32_t i
-        for i in range(self.h.n_lines):
-            swap_words(<uint64_t*>(arena.base + <uint64_t>self.line_no[i] * LINE),
-                       <uint64_t*>(self.lines + <uint64_t>i * LINE), LINE // 8)
 
-    cdef void _swap_pages(self, Arena arena) noexcept nogil:
-        cdef uint32_t i
-        for i in range(self.h.n_pages):
-            swap_words(<uint64_t*>(arena.base + <uint64_t>self.page_no[i] * PAGE),
-                       <uint64_t*>(self.pages + <uint64_t>i * PAGE), PAGE // 8)
-
-    def agrees(self, Arena arena not None, bytes secret not None):
-        """After the swap: does the active's 256-byte window read the same here?"""
-        return nf_hash(<const uint64_t*><const uint8_t*>secret, self.h.epoch,
-                       arena.base + self.h.window_off, WINDOW) == self.h.window_hash
-
-    session = property(lambda self: (<EpochRecord>self).h.session)
-    term = property(lambda self: (<EpochRecord>self).h.term)
-    epoch = property(lambda self: (<EpochRecord>self).h.epoch)
-    now_ns = property(lambda self: (<EpochRecord>self).h.now_ns)
-    released_through = property(lambda self: (<EpochRecord>self).h.released_through)
-    first_seq = property(lambda self: (<EpochRecord>self).h.first_seq)
-    next_seq = property(lambda self: (<EpochRecord>self).h.first_seq + (<EpochRecord>self).h.n_outputs)
-    echo_ns = property(lambda self: (<EpochRecord>self).h.echo_ns)
-    ports_empty = property(lambda self: (<EpochRecord>self).h.ports_empty)
-    n_names = property(lambda self: (<EpochRecord>self).h.n_names)
-    n_outputs = property(lambda self: (<EpochRecord>self).h.n_outputs)
-    n_lines = property(lambda self: (<EpochRecord>self).h.n_lines)
-    n_pages = property(lambda self: (<EpochRecord>self).h.n_pages)
-    last = property(lambda self: bool((<EpochRecord>self).h.flags & SYNC_LAST))
+cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil:
+    """Names and expected outputs go into the tap, all or nothing: False when there is no room now (rule 3)."""
+    cdef Header* h = r.h
+    cdef uint32_t i
+    cdef uint64_t q = 0
+    cdef OutputHead* oh
+    if not tap.fits(h.n_names, h.n_outputs, h.output_bytes):
+        return False
+    for i in range(h.n_outputs):
+        oh = <OutputHead*>(r.outputs + q)
+        q += sizeof(OutputHead)
+        CHECK(tap.expect(h.first_seq + i, <uint8_t>oh.port, r.outputs + q, oh.length, now))
+        q += pad8(oh.length)
+    for i in range(h.n_names):
+        tap.name(r.keys[i], r.ports[i], now)
+    if h.ports_empty:
+        tap.mark_empty(h.ports_empty, h.echo_ns)
+    return True
 
 
 cdef void swap_words(uint64_t* a, uint64_t* b, int n) noexcept nogil:
@@ -326,3 +310,81 @@ cdef void swap_words(uint64_t* a, uint64_t* b, int n) noexcept nogil:
         t = a[i]
         a[i] = b[i]
         b[i] = t
+
+
+cdef void _swap_lines(Record* r, Arena arena) noexcept nogil:
+    cdef uint32_t i
+    for i in range(r.h.n_lines):
+        swap_words(<uint64_t*>(arena.base + <uint64_t>r.line_no[i] * LINE), <uint64_t*>(r.lines + <uint64_t>i * LINE), LINE // 8)
+
+
+cdef void _swap_pages(Record* r, Arena arena) noexcept nogil:
+    cdef uint32_t i
+    for i in range(r.h.n_pages):
+        swap_words(<uint64_t*>(arena.base + <uint64_t>r.page_no[i] * PAGE), <uint64_t*>(r.pages + <uint64_t>i * PAGE), PAGE // 8)
+
+
+cdef void record_apply(Record* r, Arena arena) noexcept nogil:
+    """Exchange the record's lines and pages with the arena's: the record becomes the undo log."""
+    _swap_lines(r, arena)
+    _swap_pages(r, arena)
+
+
+cdef void record_undo(Record* r, Arena arena) noexcept nogil:
+    """Inverse of record_apply, in reverse order: a line may lie in a page."""
+    _swap_pages(r, arena)
+    _swap_lines(r, arena)
+
+
+cdef bint record_agrees(Record* r, Arena arena, const uint64_t* secret) noexcept nogil:
+    """After the apply: does the active's 256-byte window read the same here?"""
+    return nf_hash(secret, r.h.epoch, arena.base + r.h.window_off, WINDOW) == r.h.window_hash
+
+
+cdef class EpochRecord:
+    """A record out of `memory` (a writable buffer that no peer can write), checked against the receiver's arena.
+
+    Raises PeerError with the reason when it does not add up.
+    """
+
+    def __cinit__(self, memory, Arena arena not None, int n_ports):
+        cdef uint8_t[::1] view = memory
+        cdef int fault = record_parse(&self.r, &view[0], view.shape[0], arena, n_ports) if view.shape[0] else 1
+        if fault:
+            raise PeerError(record_fault(fault))
+        self._memory = view
+
+    def register(self, Tap tap not None, uint64_t now):
+        """Names and expected outputs go into the tap, all or nothing: False when there is no room now (rule 3)."""
+        return bool(record_register(&self.r, tap, now))
+
+    def swap(self, Arena arena not None):
+        """Apply: exchange this record's lines and pages with the arena's. The record becomes the undo log."""
+        CHECK(not self.applied)
+        record_apply(&self.r, arena)
+        self.applied = True
+
+    def unswap(self, Arena arena not None):
+        """Undo the swap: the arena is again what it was before."""
+        CHECK(self.applied)
+        record_undo(&self.r, arena)
+        self.applied = False
+
+    def agrees(self, Arena arena not None, bytes secret not None):
+        """After the swap: does the active's 256-byte window read the same here?"""
+        return bool(record_agrees(&self.r, arena, <const uint64_t*><const uint8_t*>secret))
+
+    session = property(lambda self: (<EpochRecord>self).r.h.session)
+    term = property(lambda self: (<EpochRecord>self).r.h.term)
+    epoch = property(lambda self: (<EpochRecord>self).r.h.epoch)
+    now_ns = property(lambda self: (<EpochRecord>self).r.h.now_ns)
+    released_through = property(lambda self: (<EpochRecord>self).r.h.released_through)
+    first_seq = property(lambda self: (<EpochRecord>self).r.h.first_seq)
+    echo_ns = property(lambda self: (<EpochRecord>self).r.h.echo_ns)
+    ports_empty = property(lambda self: (<EpochRecord>self).r.h.ports_empty)
+    n_names = property(lambda self: (<EpochRecord>self).r.h.n_names)
+    n_outputs = property(lambda self: (<EpochRecord>self).r.h.n_outputs)
+    n_lines = property(lambda self: (<EpochRecord>self).r.h.n_lines)
+    n_pages = property(lambda self: (<EpochRecord>self).r.h.n_pages)
+    next_seq = property(lambda self: (<EpochRecord>self).r.h.first_seq + (<EpochRecord>self).r.h.n_outputs)
+    last = property(lambda self: bool((<EpochRecord>self).r.h.flags & SYNC_LAST))

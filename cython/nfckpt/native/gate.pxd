@@ -1,7 +1,7 @@
 """Output gate: frames wait here until the epoch that explains them is committed."""
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from nfckpt.native.port cimport Port
+from nfckpt.native.port_set cimport PortSet
 
 cdef struct Held:
     uint64_t epoch
@@ -24,9 +24,10 @@ cdef class Gate:
     cdef readonly uint64_t committed    # highest committed epoch; ALL when open
     cdef readonly uint64_t released_through  # every frame below this number has left the process for good
     cdef readonly uint64_t refused_full, refused_port
-    cdef list _ports
+    cdef PortSet _ports
     cdef uint32_t _waiting              # ports whose ring still holds frames after a flush
 
     cdef bint room(self, uint32_t frames, uint64_t nbytes) noexcept nogil
     cdef bint hold(self, uint8_t port, const uint8_t* data, uint32_t n, uint64_t epoch) noexcept nogil
-    cpdef int release(self) except -1
+    cdef void commit_through(self, uint64_t epoch) noexcept nogil
+    cdef int leave(self) noexcept nogil

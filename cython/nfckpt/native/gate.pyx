@@ -40,7 +40,7 @@ cdef class Gate:
         self.buf = <uint8_t*>malloc(buf_bytes)
         if self.held == NULL or self.buf == NULL:
             raise MemoryError
-        self._ports = ports
+        self._ports = PortSet(ports)
         self.committed = 0
         self._waiting = 0
 
@@ -79,22 +79,23 @@ cdef class Gate:
         self.tail += 1
         return True
 
-    cpdef int release(self) except -1:
+    def release(self):
         """Hand every frame whose epoch is committed to its port. Returns how many. A port that is full is retried
         at the next call; frames that a port refuses for good are counted in `refused_port`."""
+        return self.leave()
+
+    cdef int leave(self) noexcept nogil:
         cdef Held* h
-        cdef Port port
-        cdef int n = 0, r
+        cdef int n = 0, r, p
         cdef bint full = False
         while self.head < self.tail:
             h = &self.held[<uint32_t>self.head & self.mask]
             if h.epoch > self.committed:
                 break
-            port = <Port>self._ports[h.port]
-            r = port.tx(self.buf + h.off, h.length)
+            r = self._ports.tx(h.port, self.buf + h.off, h.length)
             if r == 0:
-                port.flush()
-                r = port.tx(self.buf + h.off, h.length)
+                self._ports.flush(h.port)
+                r = self._ports.tx(h.port, self.buf + h.off, h.length)
                 if r == 0:
                     full = True
                     break
@@ -105,8 +106,8 @@ cdef class Gate:
             n += 1
         if n or self._waiting or full:
             self._waiting = 0
-            for port in self._ports:
-                if port.flush() > 0:
+            for p in range(self._ports.n):
+                if self._ports.flush(p) > 0:
                     self._waiting += 1
             if self._waiting == 0:
                 self.released_through = self.head
@@ -114,6 +115,9 @@ cdef class Gate:
 
     def commit(self, uint64_t epoch):
         """Frames of epochs up to `epoch` may leave. Commits only grow."""
+        self.commit_through(epoch)
+
+    cdef void commit_through(self, uint64_t epoch) noexcept nogil:
         if self.committed != ALL and epoch > self.committed:
             self.committed = epoch
 

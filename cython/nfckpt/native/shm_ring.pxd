@@ -44,12 +44,15 @@ cdef class ShmRing:
     cdef uint64_t inbox_cap, got, left
     cdef int inbox_kind         # -1 between messages
     cdef uint64_t sleeps
+    cdef ShmMessage unread      # put back: the next pop gives it again
+    cdef bint has_unread
     cdef uint32_t idle
     cdef int pidfd, sock
     cdef bint peer_gone
 
     cdef int push(self, int kind, const uint8_t* data, uint64_t n) noexcept nogil
     cdef int pop(self, ShmMessage* m) noexcept nogil
+    cdef void put_back(self, ShmMessage* m) noexcept nogil
     cdef int drain(self) noexcept nogil
     cdef bint announce_sleep(self) noexcept nogil
     cdef void awake(self) noexcept nogil

@@ -246,6 +246,10 @@ cdef class ShmRing:
         """1 and a message in private memory (valid until the next pop), 0 nothing now, -1 the channel has ended."""
         cdef int r
         cdef bint looked = False
+        if self.has_unread:
+            self.has_unread = False
+            m[0] = self.unread
+            return 1
         if self.reason:
             return -1
         while True:
@@ -278,6 +282,11 @@ cdef class ShmRing:
             r = self._take(m)
             if r != 0:
                 return r
+
+    cdef void put_back(self, ShmMessage* m) noexcept nogil:
+        """The message just popped is for somebody else: the next pop gives it again."""
+        self.unread = m[0]
+        self.has_unread = True
 
     cdef int _take(self, ShmMessage* m) noexcept nogil:
         """Copy one record out, then judge the copy. 1 message complete, 0 more to come, -1 broken."""
@@ -414,7 +423,7 @@ cdef class ShmRing:
     @property
     def closed(self):
         """None while open or while there is something left to receive; then the reason."""
-        return REASONS[self.reason] if self.reason else None
+        return REASONS[self.reason] if self.reason and not self.has_unread else None
 
     def close(self):
         """Say goodbye, after a last flush; what the ring has no room for is dropped. Idempotent."""

@@ -3,10 +3,7 @@ cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.keyed_fifo cimport KeyedFifo
-from nfckpt.native.port cimport Port
-
-cdef enum:
-    MAX_PORTS = 16
+from nfckpt.native.port_set cimport MAX_PORTS, PortSet
 
 cdef struct TapCounters:
     uint64_t seen               # frames read from the ports
@@ -23,7 +20,7 @@ cdef struct TapCounters:
 @cython.final
 cdef class Tap:
     cdef KeyedFifo inputs, credits, expected
-    cdef readonly list ports
+    cdef PortSet _ports
     cdef uint64_t secret[4]
     cdef readonly uint64_t skew_ns
     cdef TapCounters c
@@ -38,6 +35,10 @@ cdef class Tap:
     cdef Burst _scratch
 
     cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil
+    cdef int look(self, uint64_t now, int bursts_max) noexcept nogil
+    cdef void settle(self, uint64_t released_through) noexcept nogil
+    cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil
+    cdef void mark_empty(self, uint32_t ports, uint64_t since) noexcept nogil
     cdef bint _classify(self, uint64_t key, uint8_t port, uint64_t ts, const uint8_t* data, uint32_t n) noexcept nogil
     cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil
     cdef bint expect(self, uint64_t seq, uint8_t port, const uint8_t* data, uint32_t n, uint64_t now) noexcept nogil

@@ -25,6 +25,8 @@ from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX
 from nfckpt.native.digest cimport nf_frame_key
 from nfckpt.native.keyed_fifo cimport Entry, NO_ENTRY
+from nfckpt.native.port cimport Port
+from nfckpt.native.port_set cimport raise_gone
 
 cdef enum:
     REEMITTED = 1
@@ -36,12 +38,10 @@ cdef class Tap:
 
     def __cinit__(self, list ports, bytes secret, uint64_t skew_ns, uint32_t frames_max=65536,
                   uint64_t bytes_max=64 << 20, uint32_t expected_max=65536, uint64_t expected_bytes_max=32 << 20):
-        if len(ports) > MAX_PORTS:
-            raise StateError(f"{len(ports)} ports: at most {MAX_PORTS}")
         if len(secret) != 32:
             raise StateError("the tap's secret must be 32 bytes")
         memcpy(self.secret, <const uint8_t*>secret, 32)
-        self.ports = ports
+        self._ports = PortSet(ports)
         self.skew_ns = skew_ns
         self.inputs = KeyedFifo(frames_max, bytes_max)
         self.credits = KeyedFifo(frames_max)
@@ -67,7 +67,7 @@ cdef class Tap:
     def covers(self, uint64_t since):
         """Rule 9: True when on every port the active is known to have answered for all that came before `since`."""
         cdef int p
-        for p in range(len(self.ports)):
+        for p in range(self._ports.n):
             if self.named_ts[p] < since:
                 return False
         return True
@@ -114,24 +114,30 @@ cdef class Tap:
     def poll(self, uint64_t now, int bursts_max=8):
         """Read every port until it is empty, or `bursts_max` bursts of it. `now`: read before the call. Returns frames read.
         Raises PortError when a port is gone."""
-        cdef Burst b = self._scratch
-        cdef Port port
-        cdef int i, n, total = 0, turn
-        cdef uint8_t index = 0
+        cdef int n = self.look(now, bursts_max)
+        if n < 0:
+            raise_gone(self._ports)
+        return n
+
+    cdef int look(self, uint64_t now, int bursts_max) noexcept nogil:
+        """`poll` without the GIL; -1: a port is gone."""
+        cdef int i, p, n, total = 0, turn
         cdef uint64_t through = now
-        for port in self.ports:
+        for p in range(self._ports.n):
             for turn in range(bursts_max):
-                b.clear()
-                n = port.rx_burst(b, BURST_MAX, index)
+                self._scratch.clear()
+                n = self._ports.rx(p, self._scratch, BURST_MAX)
+                if n < 0:
+                    return -1
                 for i in range(n):
-                    self._classify(nf_frame_key(self.secret, index, b.data(i), b.length[i]), index, b.ts[i],
-                                   b.data(i), b.length[i])
+                    self._classify(
+                        nf_frame_key(self.secret, p, self._scratch.data(i), self._scratch.length[i]), <uint8_t>p,
+                        self._scratch.ts[i], self._scratch.data(i), self._scratch.length[i])
                 total += n
-                if n < BURST_MAX and b.has_room():
+                if n < BURST_MAX and self._scratch.has_room():
                     break
             else:
                 through = self.read_ns      # this port still holds older frames
-            index += 1
         self.read_ns = through
         self.c.seen += total
         return total
@@ -140,7 +146,7 @@ cdef class Tap:
         """Read the ports' drop counters; new drops make the tap inexact until credits have aged (rule 6)."""
         cdef uint64_t drops = 0
         cdef Port port
-        for port in self.ports:
+        for port in self._ports.ports:
             port.refresh_counters()
             drops += port.c.rx_ring_drops
         if drops != self._drops and self.buffering:
@@ -151,8 +157,10 @@ cdef class Tap:
 
     def room_for(self, uint32_t names, uint32_t outputs, uint64_t output_bytes):
         """Whether an epoch with so much can be registered whole; if not it must wait (never half)."""
-        return (self.credits.room(names, 0)
-                and self.expected.room(outputs, output_bytes + 16384))
+        return bool(self.fits(names, outputs, output_bytes))
+
+    cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil:
+        return self.credits.room(names, 0) and self.expected.room(outputs, output_bytes + 16384)
 
     cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil:
         """An epoch answers for one frame."""
@@ -185,14 +193,20 @@ cdef class Tap:
     def emptied(self, uint32_t ports, uint64_t since):
         """The active found these ports (bit mask) empty at some time after `since` (our clock): whatever arrived
         before that and is not named was never in its ring. The same word as a named frame of that time (rules 5, 9)."""
+        self.mark_empty(ports, since)
+
+    cdef void mark_empty(self, uint32_t ports, uint64_t since) noexcept nogil:
         cdef int p
-        for p in range(len(self.ports)):
+        for p in range(self._ports.n):
             if ports >> p & 1:
                 self._named_at(<uint8_t>p, since)
 
     def age(self, uint64_t released_through):
         """Rules 5, 6 and 7: what is older than the skew is settled. Call after each epoch and when idle. Age counts up to
         `read_ns`, not to now: a frame that still waits in a port's ring is not missing."""
+        self.settle(released_through)
+
+    cdef void settle(self, uint64_t released_through) noexcept nogil:
         cdef uint64_t now = self.read_ns
         cdef uint32_t i
         cdef uint64_t number, missed_ts
@@ -265,6 +279,11 @@ cdef class Tap:
             n += 1
         self.c.replayed += n
         return n
+
+    @property
+    def ports(self):
+        """The list it was made with."""
+        return self._ports.ports
 
     @property
     def waiting_inputs(self):

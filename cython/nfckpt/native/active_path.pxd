@@ -1,0 +1,36 @@
+"""ActivePath: what the active does at every poll boundary, without the GIL."""
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from nfckpt.native.agent cimport Agent
+from nfckpt.native.engine cimport Engine
+from nfckpt.native.epoch cimport EpochWriter
+from nfckpt.native.shm_ring cimport ShmRing
+
+@cython.final
+cdef class ActivePath:
+    cdef readonly Agent agent
+    cdef readonly Engine engine
+    cdef readonly EpochWriter writer
+    cdef ShmRing _ring
+    cdef bint has_ring
+    cdef public bint holding            # outputs are held for a standby: epochs are cut
+    cdef public bint sync_pages         # pages ride along
+    cdef public uint64_t session, term
+    cdef public int64_t clock_offset_ns # pair's time = CLOCK_MONOTONIC + this
+    cdef uint32_t pages_max
+    cdef readonly uint64_t peer_stamp   # the follower's clock in its last message
+    cdef readonly uint64_t echo_ns      # what it was before the last capture or beat
+    cdef readonly uint64_t heard_ns     # own clock, last message of the follower
+    cdef readonly uint64_t commits, hold_ns_sum
+    cdef readonly uint32_t peer_inputs, peer_flags
+    cdef readonly int64_t staged_bytes  # of a captured record the channel has not taken; 0: none
+    cdef uint64_t staged_ns
+    cdef readonly uint64_t polls
+    cdef uint32_t* pause_ns             # histogram of capturing polls: one count per 16 ns, up to 64 us
+    cdef uint32_t* pauses_seen
+    cdef void note_pause(self, uint64_t ns) noexcept nogil
+
+    cdef int take_ack(self, const uint8_t* p, uint64_t n, uint64_t now, bint commits) noexcept nogil
+    cdef bint cut(self, uint64_t now) noexcept nogil
+    cdef bint push(self) noexcept nogil
+    cdef int boundary(self, uint64_t now) noexcept nogil

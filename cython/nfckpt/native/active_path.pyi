@@ -1,0 +1,44 @@
+from nfckpt.native.agent import Agent
+from nfckpt.native.burst import Burst
+from nfckpt.native.engine import Engine
+from nfckpt.native.epoch import EpochWriter
+from nfckpt.native.function import NativeFunction
+from nfckpt.native.shm_ring import ShmRing
+
+WHY_TIME: int
+WHY_MAIL: int
+WHY_IDLE: int
+
+class ActivePath:
+    agent: Agent
+    engine: Engine
+    writer: EpochWriter
+    holding: bool
+    sync_pages: bool
+    session: int
+    term: int
+    clock_offset_ns: int
+    peer_stamp: int
+    echo_ns: int
+    heard_ns: int
+    commits: int
+    hold_ns_sum: int
+    peer_inputs: int
+    peer_flags: int
+    staged_bytes: int
+    polls: int
+    def __init__(self, agent: Agent, engine: Engine, writer: EpochWriter, pages_max: int) -> None: ...
+    def begin(self, session: int, term: int, now: int) -> None: ...
+    def attach(self, ring: ShmRing | None) -> None: ...
+    @property
+    def attached(self) -> bool: ...
+    def on_ack(self, payload: memoryview | bytes, now: int, commits: bool) -> None: ...
+    def heard(self, now: int) -> None: ...
+    def poll(self, now: int) -> bool: ...
+    @property
+    def staged(self) -> memoryview | None: ...
+    def shipped(self) -> None: ...
+    def beat(self) -> tuple[int, int]: ...
+    def measure(self, on: bool) -> None: ...
+    def pauses(self) -> dict[str, float]: ...
+    def run(self, app: NativeFunction, burst: Burst, max_frames: int, until_ns: int, spin_ns: int) -> int: ...

@@ -1,0 +1,31 @@
+"""StandbyPath: tap, records, acks, applying, without the GIL."""
+cimport cython
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from nfckpt.native.arena cimport Arena
+from nfckpt.native.shm_ring cimport ShmRing
+from nfckpt.native.tap cimport Tap
+
+@cython.final
+cdef class StandbyPath:
+    cdef readonly Tap tap
+    cdef readonly Arena arena
+    cdef ShmRing _ring
+    cdef bint has_ring
+    cdef uint64_t secret[4]
+    cdef int n_ports
+    cdef readonly uint64_t session, term
+    cdef readonly uint64_t epoch            # registered and acknowledged through
+    cdef readonly uint64_t next_seq         # number of the output after the last registered one
+    cdef readonly uint64_t released_through
+    cdef readonly uint64_t now_ns           # the pair's time of the last commit
+    cdef readonly uint64_t commit_ns        # own clock, of the last commit
+    cdef readonly uint64_t heard_ns         # own clock, any message of the active
+    cdef public uint64_t peer_stamp         # the active's clock in its last beat
+    cdef public bint tap_open               # pages may come
+    cdef readonly bint last_page
+    cdef readonly uint64_t epochs
+    cdef readonly uint64_t divergent_epoch  # 0: none
+    cdef int fault
+
+    cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
+    cdef void fill_ack(self, void* out, uint64_t number, uint64_t now) noexcept nogil

@@ -1,0 +1,34 @@
+from nfckpt.native.arena import Arena
+from nfckpt.native.shm_ring import ShmRing
+from nfckpt.native.tap import Tap
+
+WHY_TIME: int
+WHY_MAIL: int
+WHY_IDLE: int
+
+class StandbyPath:
+    tap: Tap
+    arena: Arena
+    session: int
+    term: int
+    epoch: int
+    next_seq: int
+    released_through: int
+    now_ns: int
+    commit_ns: int
+    heard_ns: int
+    peer_stamp: int
+    tap_open: bool
+    last_page: bool
+    epochs: int
+    divergent_epoch: int
+    def __init__(self, tap: Tap, arena: Arena, secret: bytes, now: int) -> None: ...
+    def begin(self, session: int, term: int, epoch: int) -> None: ...
+    def attach(self, ring: ShmRing | None) -> None: ...
+    @property
+    def attached(self) -> bool: ...
+    def heard(self, now: int) -> None: ...
+    def commit(self, memory: memoryview | bytearray, now: int) -> bool: ...
+    def raise_fault(self) -> None: ...
+    def ack(self, number: int, now: int) -> bytes: ...
+    def run(self, until_ns: int, spin_ns: int) -> int: ...

@@ -1,0 +1,190 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""StandbyPath: what the standby does with every frame and every record, without the GIL.
+
+Order of one epoch (I7)     whole in private memory → checked → session, term and number as due → names and outputs registered
+                            → **ack** → swapped into the arena → its window compared
+
+One implementation serves both transports: shared memory through `run`, TCP through `commit`. States are
+replica/standby.py's; everything that is no epoch is handed to it.
+"""
+from nfckpt.errors import PeerError, StateError
+
+from libc.string cimport memcpy
+from nfckpt.native.clock cimport monotonic_ns
+from nfckpt.native.epoch cimport (
+    Record, SYNC_LAST, record_agrees, record_apply, record_fault, record_parse, record_register,
+)
+from nfckpt.native.port_set cimport raise_gone
+from nfckpt.native.shm_ring cimport ShmMessage
+
+cdef enum:
+    ACK_BYTES = 40
+    KIND_EPOCH = 1              # nfckpt/wire/kinds.py
+    KIND_ACK = 2
+    TAP_GAP = 1
+    BATCH = 64                  # records between two looks at the tap
+
+cdef enum Why:
+    TIME = 0
+    MAIL = 1                    # a message for Python waits, or the channel ended
+    IDLE = 2
+    GONE = 3
+
+cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse
+    OTHER_SESSION = 100
+    OTHER_EPOCH = 101
+    EARLY_PAGES = 102
+
+cdef struct Ack:                # drawn in nfckpt/wire/messages.py
+    uint64_t session, epoch, stamp_ns, echo_ns
+    uint32_t amount, flags
+
+
+cdef class StandbyPath:
+    """`arena` is blank; `secret`: 32 bytes shared by the pair."""
+
+    def __cinit__(self, Tap tap not None, Arena arena not None, bytes secret, uint64_t now):
+        if len(secret) != 32:
+            raise StateError("the secret must be 32 bytes")
+        memcpy(self.secret, <const uint8_t*>secret, 32)
+        self.tap, self.arena = tap, arena
+        self.n_ports = len(tap.ports)
+        self.heard_ns = now
+
+    def begin(self, uint64_t session, uint64_t term, uint64_t epoch):
+        """The active let us in: its first record will be `epoch`."""
+        self.session, self.term, self.epoch = session, term, epoch - 1
+
+    def attach(self, ShmRing ring):
+        """Records come from, and acks go to, this ring; None: Python carries them."""
+        self.has_ring = ring is not None
+        if ring is not None:
+            self._ring = ring
+
+    @property
+    def attached(self):
+        """Acks go into a ring by themselves."""
+        return bool(self.has_ring)
+
+    def heard(self, uint64_t now):
+        """Some other message of the active."""
+        self.heard_ns = now
+
+    # ── one record ───────────────────────────────────────────────────────────────────────────────
+
+    def commit(self, uint8_t[::1] memory not None, uint64_t now):
+        """Take one record: register, apply. True: send an ack now. False: no room in the tap, nothing was taken; later.
+
+        `memory` is writable, private, and the record's for good. Raises PeerError when the record does not belong here.
+        """
+        cdef int r = self.take(&memory[0], memory.shape[0], now) if memory.shape[0] else -1
+        if r < 0:
+            self.raise_fault()
+        return r == 1
+
+    def raise_fault(self):
+        """Raise PeerError for what `take` refused."""
+        if self.fault == OTHER_SESSION:
+            raise PeerError(f"epoch of another session or term; ours is {self.session}, {self.term}")
+        if self.fault == OTHER_EPOCH:
+            raise PeerError(f"an epoch came where {self.epoch + 1} was due")
+        if self.fault == EARLY_PAGES:
+            raise PeerError("pages before the tap was opened")
+        raise PeerError(record_fault(self.fault or 1))
+
+    cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil:
+        """1 taken, 0 no room in the tap, -1 refused (self.fault)."""
+        cdef Record r
+        cdef bint from_ring = self.has_ring
+        cdef Ack ack
+        self.heard_ns = now
+        self.fault = record_parse(&r, data, n, self.arena, self.n_ports)
+        if self.fault:
+            return -1
+        if r.h.session != self.session or r.h.term != self.term or self.session == 0:
+            self.fault = OTHER_SESSION
+        elif r.h.epoch != self.epoch + 1:
+            self.fault = OTHER_EPOCH
+        elif r.h.n_pages and not self.tap_open:
+            self.fault = EARLY_PAGES
+        if self.fault:
+            return -1
+        if not record_register(&r, self.tap, now):
+            return 0
+        self.epoch = r.h.epoch
+        self.next_seq = r.h.first_seq + r.h.n_outputs
+        self.released_through = r.h.released_through
+        self.now_ns = r.h.now_ns
+        self.commit_ns = now
+        if from_ring:
+            self.fill_ack(&ack, r.h.epoch, now)
+            self._ring.push(KIND_ACK, <uint8_t*>&ack, ACK_BYTES)
+        record_apply(&r, self.arena)
+        self.epochs += 1
+        if r.h.flags & SYNC_LAST:
+            self.last_page = True
+        if self.last_page and not record_agrees(&r, self.arena, self.secret):
+            self.divergent_epoch = r.h.epoch
+        return 1
+
+    cdef void fill_ack(self, void* out, uint64_t number, uint64_t now) noexcept nogil:
+        cdef Ack* ack = <Ack*>out
+        ack.session, ack.epoch = self.session, number
+        ack.stamp_ns, ack.echo_ns = now, self.peer_stamp
+        ack.amount = self.tap.inputs.live
+        ack.flags = TAP_GAP if now < self.tap.gap_until else 0
+
+    def ack(self, uint64_t number, uint64_t now):
+        """The 40 bytes of an ACK of epoch `number` (or a BEAT_ACK of beat `number`)."""
+        cdef Ack ack
+        self.fill_ack(&ack, number, now)
+        return (<const uint8_t*>&ack)[:ACK_BYTES]
+
+    # ── without the GIL ──────────────────────────────────────────────────────────────────────────
+
+    def run(self, uint64_t until_ns, uint64_t spin_ns):
+        """Follow until there is something for Python: returns one of WHY. Raises PortError, PeerError."""
+        cdef int why = TIME, n, r = 0, batch
+        cdef uint64_t now, idle_ns = 0
+        cdef ShmMessage m
+        with nogil:
+            while True:
+                now = monotonic_ns()
+                if now >= until_ns:
+                    break
+                n = self.tap.look(now, 8)
+                if n < 0:
+                    why = GONE
+                    break
+                batch = 0
+                while batch < BATCH:
+                    r = self._ring.pop(&m)
+                    if r != 1:
+                        break
+                    if m.kind != KIND_EPOCH or self.take(m.data, m.n, now) != 1:
+                        self._ring.put_back(&m)
+                        why = MAIL
+                        break
+                    batch += 1
+                    if self.divergent_epoch:
+                        why = MAIL
+                        break
+                if batch:
+                    self.tap.settle(self.released_through)
+                if r < 0:
+                    why = MAIL
+                if why == MAIL:
+                    break
+                if n or batch:
+                    idle_ns = 0
+                elif idle_ns == 0:
+                    idle_ns = now
+                elif now - idle_ns > spin_ns:
+                    why = IDLE
+                    break
+        if why == GONE:
+            raise_gone(self.tap._ports)
+        return why
+
+
+WHY_TIME, WHY_MAIL, WHY_IDLE = TIME, MAIL, IDLE
