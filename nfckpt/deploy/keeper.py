@@ -138,7 +138,7 @@ class Keeper:
             process = subprocess.Popen(
                 [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
                 pass_fds=(theirs.fileno(), *self._pass_fds),
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)})   # it finds the app we find
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
         self.process = process
         self._reason = ""
         self.starts += 1
@@ -184,3 +184,8 @@ class Keeper:
         if self._on_event is not None:
             with contextlib.suppress(Exception):
                 self._on_event(*row)
+
+
+def _path() -> str:
+    """The node finds the app where this process finds modules: in its script's folder too, and in a PYTHONPATH set since."""
+    return os.pathsep.join(filter(None, [*sys.path, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
