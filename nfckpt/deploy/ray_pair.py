@@ -1,6 +1,6 @@
 """A pair of Ray actors. Ray places, names and restarts; it is never on a packet's, an epoch's or a takeover's own path.
 
-Picture     driver: RayPair ── one thread a node: waits for events, replaces a dead actor
+Picture     driver: RayPair ── one thread a node: waits for its events
                │
                ├─ actor nfckpt-<pair>-a    Keeper ──exec──► packet process a
                ├─ actor nfckpt-<pair>-b    Keeper ──exec──► packet process b
@@ -11,7 +11,7 @@ Placement   apart where the cluster has more than one live host, together where 
 
 Loss of     a packet process   its keeper tells the witness and starts a blank one: nothing of Ray is involved
             a node's actor     (worker killed) its packet process sees its socket's end and stops, so the peer takes over;
-                               the supervisor makes the actor anew, and the pair protects itself again
+                               Ray makes the actor anew (max_restarts), and the pair protects itself again
             the driver         on its own local cluster everything ends; on somebody else's the node actors end with it (they are not
                                detached) and the witness stays
 Key         the pair's key travels to the actors in their constructor arguments, through Ray: on a cluster that is not yours
@@ -81,6 +81,7 @@ class _NodeActor:
         self._count = 0
         self._news = threading.Condition()
         self._keeper = Keeper(msgspec.json.decode(spec, type=NodeSpec), self._ask, self._note)
+        self._keeper.start()
 
     def _ask(self, question: Question) -> Answer:
         if self._witness is None:
@@ -98,9 +99,6 @@ class _NodeActor:
             self._rows.append((self._count, (name, at_ns, fields)))
             self._news.notify_all()
 
-    def start(self) -> None:
-        self._keeper.start()
-
     def events(self, after: int, wait_s: float) -> list[tuple[int, _Row]]:
         """Events numbered above `after`; waits up to `wait_s` for the first."""
         with self._news:
@@ -108,7 +106,8 @@ class _NodeActor:
             return [row for row in self._rows if row[0] > after]
 
     def status(self, timeout_s: float) -> dict[str, Any]:
-        return {**self._keeper.status(timeout_s), "worker_pid": os.getpid()}
+        return {**self._keeper.status(timeout_s), "worker_pid": os.getpid(),
+                "ray_node": self._ray.get_runtime_context().get_node_id()}
 
     def command(self, verb: str, timeout_s: float) -> dict[str, Any]:
         return self._keeper.command(verb, timeout_s)
@@ -124,7 +123,7 @@ class _NodeActor:
 
 
 class _RemoteKeeper:
-    """One node as the driver sees it: a handle on its actor, replaced by the supervisor when the actor dies."""
+    """One node as the driver sees it: a handle on its actor, which Ray restarts when its worker dies."""
 
     def __init__(self, pair: RayPair, name: str) -> None:
         self._pair, self.name = pair, name
@@ -206,11 +205,10 @@ class RayPair(PairBase):
             term = ray.get(self._witness.view.remote(), timeout=30)[0]
             for index, remote in enumerate(self._remotes.values()):
                 remote.actor = self._make(remote.name, index)
-                ray.get(remote.actor.start.remote(), timeout=30)
-                thread = threading.Thread(target=self._supervise, args=(remote, index), name=f"supervise-{remote.name}", daemon=True)
+                thread = threading.Thread(target=self._supervise, args=(remote,), name=f"supervise-{remote.name}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
-                deadline = time.monotonic() + 5
+                deadline = time.monotonic() + 30
                 while index == 0 and self.view().term == term and not remote.gave_up and time.monotonic() < deadline:
                     time.sleep(self.LOOK_S)
         except BaseException:
@@ -225,7 +223,7 @@ class RayPair(PairBase):
         apart = len(hosts) > 1 and self.config.profile == "hosts"
         resources = self.config.nodes[name].resources
         options: dict[str, Any] = {"name": f"nfckpt-{self.config.name}-{name}", "namespace": ray_env.NAMESPACE, "num_cpus": 0,
-                                   "max_concurrency": 8, "max_restarts": 0}
+                                   "max_concurrency": 8, "max_restarts": -1}
         if resources:
             options["resources"] = resources
         else:
@@ -234,38 +232,27 @@ class RayPair(PairBase):
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(sorted(hosts)[index % len(hosts) if apart else 0], soft=True)
         return ray.remote(_NodeActor).options(**options).remote(spec, self._witness_name, [p for p in sys.path if p])
 
-    def _supervise(self, remote: _RemoteKeeper, index: int) -> None:
-        """Carries a node's events to on_event; makes its actor anew when it died."""
+    def _supervise(self, remote: _RemoteKeeper) -> None:
+        """Carries a node's events to on_event; says when its worker died, and when Ray has made it anew."""
         ray = self._ray
-        after = 0
+        after, lost = 0, False
         while not self._closing.is_set():
             try:
                 rows = ray.get(remote.actor.events.remote(after, EVENTS_WAIT_S), timeout=EVENTS_WAIT_S + 10)
             except ray.exceptions.GetTimeoutError:
                 continue
             except ray.exceptions.RayError as e:
-                if self._closing.is_set():
-                    return
-                self._emit("worker_lost", {"node": remote.name, "reason": type(e).__name__})
-                after = 0
-                self._replace(remote, index)
+                if not lost and not self._closing.is_set():
+                    self._emit("worker_lost", {"node": remote.name, "reason": type(e).__name__})
+                after, lost = 0, True               # a new worker counts its events from 1
+                self._closing.wait(REPLACE_S)
                 continue
+            if lost:
+                lost = False
+                self._emit("worker_replaced", {"node": remote.name})
             for number, (name, at_ns, fields) in rows:
                 after = number
                 self._emit(name, fields, at_ns)
-
-    def _replace(self, remote: _RemoteKeeper, index: int) -> None:
-        ray = self._ray
-        while not self._closing.wait(REPLACE_S):
-            try:
-                # the process of a lost worker ends by itself; the witness must know that it is blank now
-                ray.get(self._witness.ask.remote(msgspec.to_builtins(Question("gone", remote.name))), timeout=CALL_S_MAX)
-                remote.actor = self._make(remote.name, index)
-                ray.get(remote.actor.start.remote(), timeout=30)
-            except (ray.exceptions.RayError, ValueError) as e:      # ValueError: the dead one's name is not free yet
-                self._emit("worker_not_replaced", {"node": remote.name, "reason": str(e).splitlines()[0]})
-                continue
-            return
 
     def _emit(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
         if self._on_event is not None:
