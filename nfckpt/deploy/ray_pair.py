@@ -7,7 +7,7 @@ Picture     driver: RayPair ── one thread a node: waits for its events
                └─ actor nfckpt-witness-<pair>   Witness; named and detached: it outlives driver and nodes
 
 Placement   apart where the cluster has more than one live host, together where it has one (and always in profile host,
-            whose nodes share a kernel). `nodes.X.resources` in the configuration overrides it.
+            whose nodes share a kernel): a placement group with a bundle a node. `nodes.X.resources` go into its bundle.
 
 Loss of     a packet process   its keeper tells the witness and starts a blank one: nothing of Ray is involved
             a node's actor     (worker killed) its packet process sees its socket's end and stops, so the peer takes over;
@@ -36,7 +36,7 @@ from nfckpt.config import PairConfig, check
 from nfckpt.deploy import ray_env
 from nfckpt.deploy.keeper import Keeper
 from nfckpt.deploy.pair import PairBase
-from nfckpt.errors import ProtectionError
+from nfckpt.errors import MachineError, ProtectionError
 from nfckpt.failover.witness import Answer, Question, Witness, WitnessView
 from nfckpt.secrets import new_key
 from nfckpt.wire.keeper import NodeSpec
@@ -46,6 +46,8 @@ __all__ = ["RayPair"]
 CALL_S_MAX = 2.0
 EVENTS_WAIT_S = 2.0
 REPLACE_S = 0.2
+PLACE_S_MAX = 30
+SHARE = 0.01                # of a CPU, for Ray's bookkeeping only: packet processes pin themselves
 DOWN = {"role": "down", "term": 0, "protected": False, "epoch": 0}
 
 _Row = tuple[str, int, dict[str, Any]]
@@ -185,6 +187,7 @@ class RayPair(PairBase):
         self._run_dir = ""
         self._cluster: ray_env.Cluster | None = None
         self._witness: Any = None
+        self._group: Any = None
         self._witness_name = f"nfckpt-witness-{config.name}"
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -203,6 +206,7 @@ class RayPair(PairBase):
                 name=self._witness_name, namespace=ray_env.NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
                 max_restarts=0).remote()
             term = ray.get(self._witness.view.remote(), timeout=30)[0]
+            self._group = self._place()
             for index, remote in enumerate(self._remotes.values()):
                 remote.actor = self._make(remote.name, index)
                 thread = threading.Thread(target=self._supervise, args=(remote,), name=f"supervise-{remote.name}", daemon=True)
@@ -216,21 +220,29 @@ class RayPair(PairBase):
             raise
         return self
 
-    def _make(self, name: str, index: int) -> Any:
-        ray = self._ray
-        spec = msgspec.json.encode(NodeSpec(self.config, name, self._key, self._run_dir))
-        hosts = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
-        apart = len(hosts) > 1 and self.config.profile == "hosts"
-        resources = self.config.nodes[name].resources
-        options: dict[str, Any] = {"name": f"nfckpt-{self.config.name}-{name}", "namespace": ray_env.NAMESPACE, "num_cpus": 0,
-                                   "max_concurrency": 8, "max_restarts": -1}
-        if resources:
-            options["resources"] = resources
-        else:
-            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    def _place(self) -> Any:
+        """One bundle a node: on two hosts where there are two and the profile allows it, else on one."""
+        from ray.util.placement_group import placement_group
 
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(sorted(hosts)[index % len(hosts) if apart else 0], soft=True)
-        return ray.remote(_NodeActor).options(**options).remote(spec, self._witness_name, [p for p in sys.path if p])
+        nodes: Callable[[], list[dict[str, Any]]] = self._ray.nodes
+        live = sum(1 for host in nodes() if host["Alive"])
+        strategy = "STRICT_PACK" if self.config.profile == "host" else "STRICT_SPREAD" if live > 1 else "PACK"
+        group = placement_group([{"CPU": SHARE, **node.resources} for node in self.config.nodes.values()], strategy=strategy)
+        if not group.wait(PLACE_S_MAX):
+            from ray.util.placement_group import remove_placement_group
+
+            remove_placement_group(group)
+            raise MachineError(f"the cluster has no room for this pair ({strategy})", "see `ray status`; check nodes.*.resources")
+        return group
+
+    def _make(self, name: str, index: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        spec = msgspec.json.encode(NodeSpec(self.config, name, self._key, self._run_dir))
+        return self._ray.remote(_NodeActor).options(
+            name=f"nfckpt-{self.config.name}-{name}", namespace=ray_env.NAMESPACE, num_cpus=SHARE, max_concurrency=8, max_restarts=-1,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
+        ).remote(spec, self._witness_name, [p for p in sys.path if p])
 
     def _supervise(self, remote: _RemoteKeeper) -> None:
         """Carries a node's events to on_event; says when its worker died, and when Ray has made it anew."""
@@ -284,6 +296,11 @@ class RayPair(PairBase):
         if self._witness is not None:
             self._ray.kill(self._witness)       # detached: it would outlive us on somebody else's cluster
             self._witness = None
+        if self._group is not None:
+            from ray.util.placement_group import remove_placement_group
+
+            remove_placement_group(self._group)
+            self._group = None
         for thread in self._threads:
             thread.join(EVENTS_WAIT_S + 1)
         self._cluster.close()
