@@ -105,9 +105,9 @@ def load_app(config: PairConfig) -> App:
     try:
         app = cls(**config.app_args)
     except NfckptError as e:
-        raise ConfigError(f"[app] arguments of {config.app}: {e.message}", e.hint) from None
+        raise ConfigError(f"[app] of {config.app}: {e.message}", e.hint) from None
     except Exception as e:
-        raise ConfigError(f"[app] arguments of {config.app}: {type(e).__name__}: {e}", where(e)) from None
+        raise ConfigError(f"[app] of {config.app}: {type(e).__name__}: {e}", where(e)) from None
     if not isinstance(app, (NetworkFunction, PollingFunction, NativeFunction)):
         raise ConfigError(f"{config.app} is no network function", "derive it from nfckpt.NetworkFunction, PollingFunction or NativeFunction")
     widths = {len(n.ports) for n in config.nodes.values()}
