@@ -581,6 +581,8 @@ class Node:
                                   agent=agent, engine=engine, writer=self.writer, clock=self.clock, lease=lease,
                                   kills=not self.hosts)
         self._perform(core.unlimited(time.monotonic_ns()))
+        if takeover is not None and takeover.unheard:
+            core.unheard, core.took_ns = True, takeover.started_ns
         ctx = self.ctx = _Context(agent, self.clock)
         ctx.tick(time.monotonic_ns())
         reemitted = 0

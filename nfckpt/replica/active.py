@@ -107,6 +107,8 @@ class Active:
         self.asked_ns = 0
         self.handing_over = False
         self.lost_ns = 0
+        self.took_ns = 0
+        self.unheard = False            # taken over by the standing grant, and the witness has not said that it knows
         agent.gate.open()
 
     def _move(self, event: str) -> None:
@@ -235,6 +237,10 @@ class Active:
 
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered one of our questions."""
+        if answer.verb == "took":
+            self.unheard = False
+            if answer.said != "ok":
+                return [Stop(3, f"fenced: {answer.holder or 'nobody'} holds term {answer.term}, ours is {self.term}")]
         if answer.verb == "protected" and self.state is S.PROTECTING:
             if answer.said != "ok":
                 return [Stop(3, f"fenced: the witness is at term {answer.term}, ours is {self.term}")]
@@ -286,6 +292,9 @@ class Active:
                 effects.append(Send(kinds.BEAT, encode_ack(Ack(self.session, number, now, echo_ns, empty, 0))))
             if now - self.path.heard_ns > b.hang_ms_max * MS:
                 return effects + self.on_peer_lost(now, f"standby silent for {(now - self.path.heard_ns) // MS} ms", False)
+        if self.unheard and now - self.took_ns > b.claim_ms_max * MS:
+            self.took_ns = now
+            effects.append(Ask(Question("took", self.node, self.term)))
         if (self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now
