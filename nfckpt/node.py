@@ -210,6 +210,9 @@ class Node:
             return 0
         except _Stopped as e:
             self.ended_in_order = e.code == 0
+            if isinstance(self.core, Standby) and self.takeover is None:
+                self._perform(self.core.leave())
+                self._push(time.monotonic_ns())
             self._report("stopped", {"code": e.code, "reason": e.reason})
             return e.code
         except PortError as e:
@@ -726,6 +729,8 @@ class Node:
         if core.handing_over:
             self.agent.paused = True
             self._perform(core.handed_over(now))
+        if self.transport is None and self.watch is not None and core.state.value == "solo":
+            self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is None and (fresh := self.listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)

@@ -45,6 +45,7 @@ from nfckpt.wire.messages import (
     Ack,
     Handover,
     Hello,
+    Leave,
     Protected,
     Refuse,
     TapOpen,
@@ -191,6 +192,8 @@ class Active:
         if isinstance(message, Whole) and self.state is S.PROTECTING and self.writer.sync_done:
             self.whole = True
             return [] if self.lease else self._record(now)
+        if isinstance(message, Leave):
+            return self.on_peer_lost(now, "it left in order", True)     # as good as dead: it will not use its grant
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
 
     def _on_beat_ack(self, now: int, payload: memoryview) -> list[Effect]:

@@ -28,6 +28,7 @@ from nfckpt.wire.messages import (
     PROTOCOL,
     Handover,
     Hello,
+    Leave,
     Protected,
     Refuse,
     TapOpen,
@@ -100,6 +101,10 @@ class Standby:
 
     def hello(self) -> list[Effect]:
         return [Send(kinds.CONTROL, encode_control(Hello(self.pair, self.node, PROTOCOL, self.layout)))]
+
+    def leave(self) -> list[Effect]:
+        """This process ends in order, and has claimed nothing."""
+        return [Send(kinds.CONTROL, encode_control(Leave(self.session)))] if self.session else []
 
     def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
         """Raises PeerError for anything that does not belong here."""
