@@ -80,6 +80,7 @@ MS = 1_000_000
 EXIT = {
     0: "stopped", 2: "bad configuration", 3: "fenced", 4: "handed over", 5: "refused by the active", 6: "divergent",
     7: "a port is gone", 8: "the app raised an exception", 9: "unprotectable", 10: "keeper gone", 11: "lost the active before it was whole",
+    12: "refused by the active for now",
 }
 
 

@@ -136,7 +136,7 @@ class Active:
         hello = decode_control(payload)
         if not isinstance(hello, Hello):
             raise PeerError(f"a follower began with {type(hello).__name__}")
-        why = ""
+        why, again = "", False
         if hello.pair != self.pair:
             why = f"this is pair {self.pair!r}, not {hello.pair!r}"
         elif hello.protocol != PROTOCOL:
@@ -145,12 +145,12 @@ class Active:
             why = "the state's layout differs: run the same app with the same parameters on both nodes"
         elif hello.node != self.peer:
             why = f"node {hello.node!r} is not the peer of {self.node!r}"
-        elif self.engine.unprotectable:
+        elif again := self.engine.unprotectable:
             why = "the active is unprotectable: its app keeps frames across polls"
-        elif self.state is not S.SOLO:
+        elif again := self.state is not S.SOLO:
             why = f"the active is {self.state.value} and follows up its present standby first"
         if why:
-            return [Send(kinds.CONTROL, encode_control(Refuse(why))), DropPeer(f"refused: {why}"),
+            return [Send(kinds.CONTROL, encode_control(Refuse(why, again))), DropPeer(f"refused: {why}"),
                     Event("follower_refused", {"reason": why})]
         self._move("hello")
         gate = self.agent.gate

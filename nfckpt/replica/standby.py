@@ -125,7 +125,7 @@ class Standby:
             raise PeerError(f"message of kind {kind} from the active")
         message = decode_control(payload)
         if isinstance(message, Refuse) and self.state is S.JOINING:
-            return [Stop(5, f"the active refused us: {message.reason}")]
+            return [Stop(12 if message.again else 5, f"the active refused us: {message.reason}")]
         if isinstance(message, Welcome) and self.state is S.JOINING:
             self._move("welcome")
             self.path.begin(message.session, message.term, message.epoch)

@@ -65,9 +65,10 @@ class Hello(_Message):
 
 
 class Refuse(_Message):
-    """Active → follower: no, and why."""
+    """Active → follower: no, and why. `again`: not now; else never, as the two of you are set up."""
 
     reason: str
+    again: bool = False
 
 
 class Welcome(_Message):
