@@ -80,6 +80,7 @@ MS = 1_000_000
 EXIT = {
     0: "stopped", 2: "bad configuration", 3: "fenced", 4: "handed over", 5: "refused by the active", 6: "divergent",
     7: "a port is gone", 8: "the app raised an exception", 9: "unprotectable", 10: "keeper gone", 11: "lost the active before it was whole",
+    12: "refused by the active for now",
 }
 
 
@@ -210,6 +211,9 @@ class Node:
             return 0
         except _Stopped as e:
             self.ended_in_order = e.code == 0
+            if isinstance(self.core, Standby) and self.takeover is None:
+                self._perform(self.core.leave())
+                self._push(time.monotonic_ns())
             self._report("stopped", {"code": e.code, "reason": e.reason})
             return e.code
         except PortError as e:
@@ -581,6 +585,8 @@ class Node:
                                   agent=agent, engine=engine, writer=self.writer, clock=self.clock, lease=lease,
                                   kills=not self.hosts)
         self._perform(core.unlimited(time.monotonic_ns()))
+        if takeover is not None and takeover.unheard:
+            core.unheard, core.took_ns = True, takeover.started_ns
         ctx = self.ctx = _Context(agent, self.clock)
         ctx.tick(time.monotonic_ns())
         reemitted = 0
@@ -724,6 +730,8 @@ class Node:
         if core.handing_over:
             self.agent.paused = True
             self._perform(core.handed_over(now))
+        if self.transport is None and self.watch is not None and core.state.value == "solo":
+            self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is None and (fresh := self.listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)

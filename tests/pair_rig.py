@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+import msgspec
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
 
@@ -134,7 +135,7 @@ class PairRig:
     """`with PairRig("hosts", NAT, hang_ms_max=200) as rig:` starts the pair and its traffic; the end removes every trace."""
 
     def __init__(self, profile: str = "host", app: str = COUNTER, *, frames_s: int = 2000, traffic: bool = True,
-                 app_args: dict[str, Any] | None = None, **bounds: Any) -> None:
+                 app_args: dict[str, Any] | None = None, b_differs: dict[str, Any] | None = None, **bounds: Any) -> None:
         self._stack = contextlib.ExitStack()
         self.profile, self.app, self._traffic = profile, app, traffic
         self.hubs = [self._stack.enter_context(MemoryHub(3, RING_FRAMES)) for _ in range(2)]
@@ -148,10 +149,17 @@ class PairRig:
             nodes={name: NodeConfig(ports=[hub.endpoint_spec(i, by_path=True) for hub in self.hubs], address=f"127.0.0.1:{listen[i - 1]}")
                    for i, name in enumerate("ab", 1)})
         self.pair = LocalPair(self.config, on_event=lambda name, at_ns, fields: self.events.append((name, fields)))
+        b = self.pair.keepers["b"]                          # what node b alone believes: config or key
+        differs = dict(b_differs or {})
+        key = differs.pop("key", b.spec.key)
+        self._agreed = not b_differs
+        b.spec = msgspec.structs.replace(b.spec, key=key, config=msgspec.structs.replace(self.config, **differs))
 
     def __enter__(self) -> PairRig:
         try:
             self._stack.enter_context(self.pair)
+            if not self._agreed:
+                return self
             self.pair.wait_protected()
             if self.app == NAT:
                 self._meet()

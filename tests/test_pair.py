@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from nfckpt.errors import ConfigError
+from nfckpt.failover.witness import Answer, Question
 
 from tests.pair_rig import COUNTER, LEFT, NAT, PairRig, pauses, stopped, until
 
 BOTH = pytest.mark.parametrize("profile", ["host", "hosts"])
+APP = "tests.pair_apps:"
 APPS = pytest.mark.parametrize("app", [COUNTER, NAT], ids=["python", "native"])
 
 
@@ -166,3 +176,195 @@ def test_a_receipt_adds_up(profile: str) -> None:
         assert rig.emitted("a") + rig.emitted("b") == sum(rig.traffic.sent)
         steps = dict(receipt["steps_us"])
         assert abs(steps.pop("total") - sum(steps.values())) <= len(steps)
+
+
+@BOTH
+def test_an_app_that_raises_half_way_through_a_burst(profile: str) -> None:
+    """What the burst wrote before is not in the state; the standby runs the same frames again."""
+    with PairRig(profile, APP + "RaisesOnce", app_args={"at": 200}) as rig:
+        old = rig.active
+        (ended,) = until(lambda: rig.seen("exited", old))
+        assert ended["code"] == 8 and "half a burst" in ended["why"]
+        assert rig.protected(2) != old
+        rig.check()
+        half = next(r["counts"]["0"] for r in rig.pair.status()[rig.active]["state"] if r["name"] == "half")
+        assert half == sum(rig.traffic.sent)
+
+
+@BOTH
+def test_an_app_that_keeps_a_frame_for_a_while(profile: str) -> None:
+    """Attempts are aborted and counted, input goes on, nothing of it shows outside."""
+    with PairRig(profile, APP + "Keeps", app_args={"at": 100, "keep_ms": 100}, quiesce_ms_max=5, abort_max=1000) as rig:
+        until(lambda: rig.pair.status()[rig.active].get("aborts"))
+        until(lambda: rig.traffic.received[LEFT] > 300)
+        status = rig.pair.status()[rig.active]
+        assert status["aborts"] > 0 and status["protected"]
+        rig.check()
+        assert rig.term == 1 and not rig.seen("exited")
+
+
+@BOTH
+def test_an_app_that_never_lets_go(profile: str) -> None:
+    with PairRig(profile, APP + "Keeps", app_args={"at": 100}, quiesce_ms_max=5, abort_max=10) as rig:
+        old = rig.active
+        (ended,) = until(lambda: rig.seen("exited", old))
+        assert ended["code"] == 9 and "10 quiesce attempts" in ended["why"]
+        rig.protected(2)
+        rig.check()
+
+
+@BOTH
+def test_an_app_that_never_lets_go_may_go_on_without_protection(profile: str) -> None:
+    with PairRig(profile, APP + "Keeps", app_args={"at": 100}, quiesce_ms_max=5, abort_max=10, unsafe_release_on_abort=True) as rig:
+        (solo,) = until(lambda: rig.seen("solo"))
+        assert "unprotectable" in solo["reason"] or profile == "host"
+        until(lambda at=rig.traffic.received[LEFT]: rig.traffic.received[LEFT] > at + 500)
+        until(lambda: rig.seen("follower_refused"))
+        assert "unprotectable" in rig.seen("follower_refused")[0]["reason"]
+        assert rig.term == 1 and not rig.pair.status()[rig.active]["protected"] and not rig.seen("exited", rig.active)
+        rig.traffic.pause()
+        assert rig.traffic.doubled == 0
+
+
+@BOTH
+def test_the_keeper_of_the_active_is_gone(profile: str) -> None:
+    with PairRig(profile) as rig:
+        old = rig.active
+        time.sleep(0.1)
+        rig.pair.keepers[old]._sock.shutdown(socket.SHUT_RDWR)
+        (ended,) = until(lambda: rig.seen("exited", old))
+        assert ended["code"] == 10
+        assert rig.protected(2) != old
+        rig.check()
+
+
+@BOTH
+def test_the_keeper_of_the_standby_is_gone(profile: str) -> None:
+    with PairRig(profile) as rig:
+        name = rig.standby
+        time.sleep(0.1)
+        rig.pair.keepers[name]._sock.shutdown(socket.SHUT_RDWR)
+        (ended,) = until(lambda: rig.seen("exited", name))
+        assert ended["code"] == 10
+        rig.protected()
+        rig.check()
+        assert rig.term == 1
+
+
+def _silence(rig: PairRig) -> Callable[[], None]:
+    """No question reaches the witness. Returns what ends that."""
+    def nothing(question: Question) -> Answer:
+        raise ConnectionError("no witness")
+
+    for keeper in rig.pair.keepers.values():
+        keeper._ask = nothing
+
+    def again() -> None:
+        for keeper in rig.pair.keepers.values():
+            keeper._ask = rig.pair._ask
+    return again
+
+
+@BOTH
+def test_protection_goes_on_without_the_witness(profile: str) -> None:
+    with PairRig(profile, claim_ms_max=100) as rig:
+        again = _silence(rig)
+        until(lambda at=rig.traffic.received[LEFT]: rig.traffic.received[LEFT] > at + 500)
+        assert rig.pair.status()[rig.active]["protected"] and not rig.seen("witness_silent")
+        rig.kill_standby()              # whether it may go on alone only the witness knows, but for the kernel's word
+        if profile == "hosts":
+            until(lambda: len(rig.seen("witness_silent", verb="solo")) > 2)
+            assert not rig.seen("solo")
+        again()
+        rig.protected()
+        rig.check()
+        assert rig.term == 1
+
+
+@BOTH
+def test_a_takeover_while_the_witness_is_silent(profile: str) -> None:
+    """Proof still promotes (host), and the witness hears of it as soon as it hears anything; a claim waits for it (hosts)."""
+    with PairRig(profile, claim_ms_max=100) as rig:
+        old, new = rig.active, rig.standby
+        again = _silence(rig)
+        rig.pair.keepers[old].kill(signal.SIGKILL)
+        if profile == "host":
+            until(lambda: rig.seen("active", new))
+            until(lambda at=rig.traffic.received[LEFT]: rig.traffic.received[LEFT] > at + 500)
+            assert rig.term == 1
+        else:
+            until(lambda: len(rig.seen("witness_silent", verb="claim")) > 2)
+            assert not rig.seen("active", new)
+        again()
+        assert rig.protected(2) == new
+        rig.check()
+        assert rig.term == 2 and rig.receipts(1)[0]["proof"] is (profile == "host")
+
+
+def test_twenty_kills_in_a_row() -> None:
+    """The keepers' process has as many descriptors and threads, and no more memory, after them than before."""
+    def mine() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    def resident() -> int:
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) << 10
+
+    with PairRig(frames_s=1000) as rig:
+        for n, pause in enumerate(pauses(seed=13, n=20, longest_s=0.05)):
+            rig.protected(n + 1)
+            time.sleep(pause)
+            rig.kill_active()
+            if n == 4:
+                rig.protected(n + 2)
+                before, resident_before = mine(), resident()
+        rig.protected(21)
+        rig.check()
+        assert mine() == before and resident() - resident_before < 8 << 20
+        assert [(r["exact"], r["doubled"]) for r in rig.receipts(20)] == [(True, 0)] * 20
+
+
+@BOTH
+@pytest.mark.parametrize("differs, said", [
+    ({"app_args": {"flows_max": 1024}}, "the state's layout differs: run the same app with the same parameters on both nodes"),
+    ({"app": "nfckpt.apps.firewall:Firewall"}, "the state's layout differs"),
+], ids=["parameters", "app"])
+def test_a_follower_with_another_layout_is_refused(profile: str, differs: dict[str, object], said: str) -> None:
+    with PairRig(profile, b_differs=differs) as rig:
+        with pytest.raises(ConfigError, match=f"node b cannot run: .*{said}"):
+            rig.protected()
+        assert rig.seen("exited", "b")[0]["code"] == 5
+        assert said in rig.seen("follower_refused", "a")[0]["reason"]
+        rig.traffic.go()
+        time.sleep(0.2)
+        assert rig.pair.keepers["b"].starts == 1 and rig.term == 1
+        rig.check()
+
+
+def test_a_follower_of_another_pair_is_refused() -> None:
+    with PairRig("hosts", b_differs={"name": "other"}) as rig:
+        with pytest.raises(ConfigError, match="this is pair 'rig', not 'other'"):
+            rig.protected()
+        assert rig.seen("exited", "b")[0]["code"] == 5
+
+
+@BOTH
+def test_a_follower_with_another_key_is_refused(profile: str) -> None:
+    with PairRig(profile, b_differs={"key": bytes(32)}, join_ms_max=300) as rig:
+        with pytest.raises(ConfigError, match="key"):
+            rig.protected(timeout_s=4)
+        assert "key" in rig.seen("follower_refused", "a")[0]["reason"]
+
+
+def test_a_refusal_for_now_is_asked_again() -> None:
+    """A standby that comes back before its predecessor's grant is void finds the active busy with that."""
+    with PairRig("hosts", claim_ms_max=100) as rig:
+        again = _silence(rig)
+        for keeper in rig.pair.keepers.values():            # all but the question whether it may go on alone
+            keeper._ask = lambda q, ask=keeper._ask: ask(q) if q.verb == "solo" else rig.pair._ask(q)
+        name = rig.kill_standby()
+        until(lambda: len(rig.seen("witness_silent", verb="solo")) > 2)
+        time.sleep(1)
+        again()
+        rig.protected()
+        assert not rig.pair.keepers[name].gave_up and rig.term == 1
+        rig.check()

@@ -46,6 +46,7 @@ class Takeover:
         self.started_ns, self.lost_ns = now, lost_ns
         self.step = Step.CLAIM
         self.marks: dict[str, int] = {}
+        self.unheard = False            # the witness was told, not asked, and has not said that it knows
         self._asked_ns = 0
         self._killed = False
         self._fenced_ns = 0
@@ -56,6 +57,8 @@ class Takeover:
 
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered our claim (or our report of a takeover on proof)."""
+        if answer.verb == "took":
+            self.unheard = False
         if answer.verb in ("claim", "took") and answer.said != "ok":
             return [Stop(3, f"the claim of term {self.term} was denied: {answer.holder or 'nobody'} holds term {answer.term}")]
         if answer.verb == "claim" and self.step is Step.CLAIM:
@@ -70,6 +73,7 @@ class Takeover:
         effects: list[Effect] = []
         if self.step is Step.CLAIM:
             if self.standby.promotable and ((self.proof and self.kills) or self.handover):
+                self.unheard = True             # the active goes on telling it
                 effects.append(Ask(Question("took", self.node, self.term)))
                 self._next(now, Step.FENCE)
             elif now - self._asked_ns > self.bounds.claim_ms_max * MS or not self._asked_ns:

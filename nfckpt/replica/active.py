@@ -45,6 +45,7 @@ from nfckpt.wire.messages import (
     Ack,
     Handover,
     Hello,
+    Leave,
     Protected,
     Refuse,
     TapOpen,
@@ -107,6 +108,8 @@ class Active:
         self.asked_ns = 0
         self.handing_over = False
         self.lost_ns = 0
+        self.took_ns = 0
+        self.unheard = False            # taken over by the standing grant, and the witness has not said that it knows
         agent.gate.open()
 
     def _move(self, event: str) -> None:
@@ -133,7 +136,7 @@ class Active:
         hello = decode_control(payload)
         if not isinstance(hello, Hello):
             raise PeerError(f"a follower began with {type(hello).__name__}")
-        why = ""
+        why, again = "", False
         if hello.pair != self.pair:
             why = f"this is pair {self.pair!r}, not {hello.pair!r}"
         elif hello.protocol != PROTOCOL:
@@ -142,12 +145,12 @@ class Active:
             why = "the state's layout differs: run the same app with the same parameters on both nodes"
         elif hello.node != self.peer:
             why = f"node {hello.node!r} is not the peer of {self.node!r}"
-        elif self.engine.unprotectable:
+        elif again := self.engine.unprotectable:
             why = "the active is unprotectable: its app keeps frames across polls"
-        elif self.state is not S.SOLO:
+        elif again := self.state is not S.SOLO:
             why = f"the active is {self.state.value} and follows up its present standby first"
         if why:
-            return [Send(kinds.CONTROL, encode_control(Refuse(why))), DropPeer(f"refused: {why}"),
+            return [Send(kinds.CONTROL, encode_control(Refuse(why, again))), DropPeer(f"refused: {why}"),
                     Event("follower_refused", {"reason": why})]
         self._move("hello")
         gate = self.agent.gate
@@ -189,6 +192,8 @@ class Active:
         if isinstance(message, Whole) and self.state is S.PROTECTING and self.writer.sync_done:
             self.whole = True
             return [] if self.lease else self._record(now)
+        if isinstance(message, Leave):
+            return self.on_peer_lost(now, "it left in order", True)     # as good as dead: it will not use its grant
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
 
     def _on_beat_ack(self, now: int, payload: memoryview) -> list[Effect]:
@@ -235,6 +240,10 @@ class Active:
 
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered one of our questions."""
+        if answer.verb == "took":
+            self.unheard = False
+            if answer.said != "ok":
+                return [Stop(3, f"fenced: {answer.holder or 'nobody'} holds term {answer.term}, ours is {self.term}")]
         if answer.verb == "protected" and self.state is S.PROTECTING:
             if answer.said != "ok":
                 return [Stop(3, f"fenced: the witness is at term {answer.term}, ours is {self.term}")]
@@ -286,6 +295,9 @@ class Active:
                 effects.append(Send(kinds.BEAT, encode_ack(Ack(self.session, number, now, echo_ns, empty, 0))))
             if now - self.path.heard_ns > b.hang_ms_max * MS:
                 return effects + self.on_peer_lost(now, f"standby silent for {(now - self.path.heard_ns) // MS} ms", False)
+        if self.unheard and now - self.took_ns > b.claim_ms_max * MS:
+            self.took_ns = now
+            effects.append(Ask(Question("took", self.node, self.term)))
         if (self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now

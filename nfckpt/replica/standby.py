@@ -28,6 +28,7 @@ from nfckpt.wire.messages import (
     PROTOCOL,
     Handover,
     Hello,
+    Leave,
     Protected,
     Refuse,
     TapOpen,
@@ -101,6 +102,10 @@ class Standby:
     def hello(self) -> list[Effect]:
         return [Send(kinds.CONTROL, encode_control(Hello(self.pair, self.node, PROTOCOL, self.layout)))]
 
+    def leave(self) -> list[Effect]:
+        """This process ends in order, and has claimed nothing."""
+        return [Send(kinds.CONTROL, encode_control(Leave(self.session)))] if self.session else []
+
     def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
         """Raises PeerError for anything that does not belong here."""
         self.path.heard(now)
@@ -120,7 +125,7 @@ class Standby:
             raise PeerError(f"message of kind {kind} from the active")
         message = decode_control(payload)
         if isinstance(message, Refuse) and self.state is S.JOINING:
-            return [Stop(5, f"the active refused us: {message.reason}")]
+            return [Stop(12 if message.again else 5, f"the active refused us: {message.reason}")]
         if isinstance(message, Welcome) and self.state is S.JOINING:
             self._move("welcome")
             self.path.begin(message.session, message.term, message.epoch)
