@@ -35,6 +35,7 @@ cdef class Tap:
     cdef Burst _scratch
 
     cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil
+    cdef void _gap_at(self, uint64_t ts) noexcept nogil
     cdef int look(self, uint64_t now, int bursts_max) noexcept nogil
     cdef void settle(self, uint64_t released_through) noexcept nogil
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil
