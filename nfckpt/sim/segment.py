@@ -1,0 +1,145 @@
+"""What joins the simulated nodes: segments with their ports, and the channel. Everything takes its time from the world.
+
+Picture     host ──┬── hub left ──┬── a:0          a frame sent at 5.000 ms reaches a at 5.3 and b at 6.9: two taps of one
+                   │              └── b:0          segment differ by less than the skew; frames of one sender never overtake
+                   └── hub right ─┬── a:1          each other on the way to one receiver
+                                  └── b:1
+            channel: a ordered queue each way; a crash loses a part of what was on its way
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import TYPE_CHECKING
+
+from nfckpt.ports.port import PythonPort
+
+if TYPE_CHECKING:
+    from nfckpt.sim.node import SimNode
+    from nfckpt.sim.world import World
+
+__all__ = ["Channel", "Hub", "SimPort", "channel_pair"]
+
+US = 1000
+
+
+class Hub:
+    """One segment: whatever one endpoint sends, every other endpoint receives, byte for byte."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.world, self.index = world, index
+        self.rings: dict[str, list[tuple[int, int, bytes]]] = {node: [] for node in world.names}
+        self._last: dict[tuple[str, str], int] = {}
+        self._count = 0
+
+    def send(self, sender: str, frame: bytes) -> None:
+        """Now. The world may let a receiver's ring drop it."""
+        w = self.world
+        for node, ring in self.rings.items():
+            if node == sender or w.ring_drops(node, self.index, frame):
+                continue
+            due = max(w.now + w.net.randrange(w.spread_ns), self._last.get((sender, node), 0))
+            self._last[sender, node] = due
+            self._count += 1
+            heapq.heappush(ring, (due, self._count, frame))
+
+    def open(self, node: str) -> None:
+        """A fresh socket: what reached the machine before now is not in it."""
+        ring = self.rings[node]
+        while ring and ring[0][0] < self.world.now:
+            heapq.heappop(ring)
+
+
+class SimPort(PythonPort):
+    """Port of one process on one hub. `ts` is when the frame reached this node."""
+
+    def __init__(self, owner: SimNode, hub: Hub) -> None:
+        self.name = f"{owner.node}:{hub.index}"
+        self._owner, self._hub = owner, hub
+        self._taken: deque[bytes] = deque()
+
+    def py_rx(self, max_frames: int) -> list[tuple[bytes, int]]:
+        ring, now = self._hub.rings[self._owner.node], self._owner.world.now
+        out = []
+        while ring and ring[0][0] <= now and len(out) < max_frames:
+            due, _, frame = heapq.heappop(ring)
+            out.append((frame, due))
+        return out
+
+    def py_tx(self, frame: bytes) -> bool:
+        if len(self._taken) >= self._owner.world.tx_ring_frames:
+            return False
+        self._taken.append(frame)
+        return True
+
+    def py_flush(self) -> int:
+        w = self._owner.world
+        n = len(self._taken)
+        if n and w.net.random() < w.slow_flush:
+            n = w.net.randrange(n + 1)
+        for _ in range(n):
+            w.emit(self._owner, self._hub, self._taken.popleft())
+        return len(self._taken)
+
+
+class Channel:
+    """One end; see `channel_pair`. The part of nfckpt.wire.transport.Transport that nodes use."""
+
+    def __init__(self, world: World, bytes_max: int) -> None:
+        self.world, self.bytes_max = world, bytes_max
+        self.inbox: deque[tuple[int, int, bytearray]] = deque()
+        self.end_ns = -1                # when this end hears that the other one is gone
+        self.end_reason = ""
+        self.closed: str | None = None
+        self.peer: Channel
+        self.last_ns = 0
+
+    def send(self, kind: int, payload: bytes | memoryview) -> bool:
+        peer = self.peer
+        if self.closed is not None or sum(len(body) for _, _, body in peer.inbox) > self.bytes_max:
+            return False
+        w = self.world
+        self.last_ns = max(self.last_ns, w.now + w.delay_ns())
+        if peer.closed is None and peer.end_ns < 0:
+            peer.inbox.append((self.last_ns, kind, bytearray(payload)))
+        return True
+
+    def recv(self) -> tuple[int, memoryview] | None:
+        if self.closed is None and self.inbox and self.inbox[0][0] <= self.world.now:
+            _, kind, body = self.inbox.popleft()
+            return kind, memoryview(body)
+        if self.closed is None and 0 <= self.end_ns <= self.world.now and not self.inbox:
+            self.closed = self.end_reason
+        return None
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def close(self) -> None:
+        """In order: what was sent still arrives."""
+        self._leave("the peer closed", len(self.peer.inbox))
+
+    def crash(self, notice_ns: int) -> None:
+        """The process died: of what was on its way a part is lost. `notice_ns`: when the other end hears of it, -1 never."""
+        w = self.world
+        arrived = sum(due <= w.now for due, _, _ in self.peer.inbox)
+        self._leave("the peer's process is dead", w.net.randint(arrived, len(self.peer.inbox)), notice_ns)
+
+    def _leave(self, reason: str, keep: int, notice_ns: int = 0) -> None:
+        if self.closed is not None:
+            return
+        self.closed = "closed here"
+        peer = self.peer
+        while len(peer.inbox) > keep:
+            peer.inbox.pop()
+        if peer.end_ns < 0:
+            peer.end_ns = self.world.far if notice_ns < 0 else max(self.world.now + notice_ns, self.last_ns)
+            peer.end_reason = reason
+
+
+def channel_pair(world: World, bytes_max: int) -> tuple[Channel, Channel]:
+    """Two connected ends."""
+    a, b = Channel(world, bytes_max), Channel(world, bytes_max)
+    a.peer, b.peer = b, a
+    return a, b
