@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from nfckpt.deploy.run_dir import RunDir
 from nfckpt.errors import ConfigError, ProtectionError
 from nfckpt.failover.witness import Answer, Question
 
@@ -369,3 +373,42 @@ def test_a_refusal_for_now_is_asked_again() -> None:
         rig.protected()
         assert not rig.pair.keepers[name].gave_up and rig.term == 1
         rig.check()
+
+
+@BOTH
+def test_a_pair_that_is_closed_ends_in_order_and_leaves_nothing(profile: str) -> None:
+    with PairRig(profile) as rig:
+        until(lambda: rig.traffic.received[LEFT] > 100)
+        pids = [keeper.pid for keeper in rig.pair.keepers.values()]
+        folder, fds = Path(rig.pair._run_dir.path), len(os.listdir("/proc/self/fd"))
+        rig.pair.close()
+        assert [keeper.last_exit for keeper in rig.pair.keepers.values()] == [(0, "stopped by its keeper")] * 2
+        assert not rig.seen("takeover") and not folder.exists()
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert len(os.listdir("/proc/self/fd")) <= fds - 3      # two sockets to processes, the folder
+
+
+ORPHAN = """
+import sys, time
+from tests.pair_rig import PairRig
+rig = PairRig(traffic=False).__enter__()
+print(rig.pair._run_dir.path, *(keeper.pid for keeper in rig.pair.keepers.values()), flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_whole_program_is_killed() -> None:
+    """Both packet processes end with it, and the next pair removes the folder that it left."""
+    program = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    try:
+        assert program.stdout is not None
+        folder, *pids = program.stdout.readline().split()
+        with contextlib.closing(RunDir()) as other:
+            assert Path(folder).exists() and Path(other.path).exists()          # not while it lives
+    finally:
+        program.kill()
+        program.wait()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    with contextlib.closing(RunDir()):
+        assert not Path(folder).exists()

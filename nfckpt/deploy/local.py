@@ -10,10 +10,7 @@ object of this process instead of an actor.
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +19,7 @@ from typing import Any
 
 from nfckpt.config import PairConfig, check
 from nfckpt.deploy.keeper import Keeper
+from nfckpt.deploy.run_dir import RunDir
 from nfckpt.errors import ConfigError, ProtectionError
 from nfckpt.failover.witness import Answer, Question, Witness
 from nfckpt.secrets import new_key
@@ -43,11 +41,10 @@ class LocalPair:
         self.witness = Witness()
         self._lock = threading.Lock()
         self._term_min = 0              # a killed active's term is over, also before the witness heard of it
-        self._run_dir = tempfile.mkdtemp(prefix="nfckpt-")
-        os.chmod(self._run_dir, 0o700)
+        self._run_dir = RunDir()
         key = key or new_key()
         self.keepers = {
-            name: Keeper(NodeSpec(config, name, key, self._run_dir), self._ask, on_event, pass_fds=pass_fds, stderr=stderr)
+            name: Keeper(NodeSpec(config, name, key, self._run_dir.path), self._ask, on_event, pass_fds=pass_fds, stderr=stderr)
             for name in config.nodes
         }
 
@@ -70,7 +67,7 @@ class LocalPair:
         """Stop both nodes in order and remove every trace. Idempotent."""
         for name in sorted(self.keepers, key=lambda n: n == self.active):      # the standby first: nobody takes over
             self.keepers[name].stop()
-        shutil.rmtree(self._run_dir, ignore_errors=True)
+        self._run_dir.close()
 
     def __enter__(self) -> LocalPair:
         return self.start()
