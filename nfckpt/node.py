@@ -485,7 +485,7 @@ class Node:
         self._adopt(transport)
         core = self.core = Standby(pair=self.config.name, node=self.node, layout=self.layout, bounds=b,
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
-                                   now=time.monotonic_ns())
+                                   now=time.monotonic_ns(), key_check=self.secrets.check)
         self._attach()
         self._perform(core.hello())
         while not self.promoted:
@@ -583,7 +583,7 @@ class Node:
         lease = LeaseClock(b.lease_ms, b.beat_ms) if self.hosts else None
         core = self.core = Active(pair=self.config.name, node=self.node, peer=self.peer, layout=self.layout, bounds=b, term=term,
                                   agent=agent, engine=engine, writer=self.writer, clock=self.clock, lease=lease,
-                                  kills=not self.hosts)
+                                  kills=not self.hosts, key_check=self.secrets.check)
         self._perform(core.unlimited(time.monotonic_ns()))
         if takeover is not None and takeover.unheard:
             core.unheard, core.took_ns = True, takeover.started_ns
@@ -709,6 +709,7 @@ class Node:
         return quiet
 
     _handed = 0
+    _refused = _refused_ns = 0      # handshakes that failed, as far as reported, and when the next report may be
 
     def _slow(self, core: Active, now: int) -> None:
         """About once a millisecond: everything that is not a packet's or an epoch's business."""
@@ -726,7 +727,7 @@ class Node:
             why = f"the app kept its frames through {core.engine.aborts_in_row} quiesce attempts"
             if not self.bounds.unsafe_release_on_abort:
                 raise _Stopped(9, why)
-            self._perform(core.on_peer_lost(now, f"unprotectable: {why}", False))
+            self._perform(core.give_up(now, f"unprotectable: {why}"))
         if core.handing_over:
             self.agent.paused = True
             self._perform(core.handed_over(now))
@@ -737,6 +738,9 @@ class Node:
                 self._adopt(fresh)
             else:
                 fresh.close()
+        if self.listener.refused != self._refused and now >= self._refused_ns:
+            self._refused, self._refused_ns = self.listener.refused, now + 1000 * MS
+            self._report("follower_refused", {"reason": self.listener.refusal})
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)

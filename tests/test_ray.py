@@ -145,7 +145,7 @@ def test_the_witness_is_detached_and_nothing_is_left_of_a_pair(cluster: ray_env.
         names = {a["name"] for a in list_named_actors(all_namespaces=True)}
         assert {"nfckpt-witness-left", "nfckpt-left-a", "nfckpt-left-b"} <= names
         pids = [s["pid"] for s in rig.pair.status().values()]
-        run_dir = rig.pair._run_dir
+        run_dir = rig.pair._run_dir.path
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any("left" in (a["name"] or "") for a in list_named_actors(all_namespaces=True)):
         time.sleep(0.1)

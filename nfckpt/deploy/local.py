@@ -10,9 +10,6 @@ object of this process instead of an actor.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +19,7 @@ from typing import Any
 from nfckpt.config import PairConfig, check
 from nfckpt.deploy.keeper import Keeper
 from nfckpt.deploy.pair import PairBase
+from nfckpt.deploy.run_dir import RunDir
 from nfckpt.failover.witness import Answer, Question, Witness, WitnessView
 from nfckpt.secrets import new_key
 from nfckpt.wire.keeper import NodeSpec
@@ -41,11 +39,10 @@ class LocalPair(PairBase):
         self.config = config
         self.witness = Witness()
         self._lock = threading.Lock()
-        self._run_dir = tempfile.mkdtemp(prefix="nfckpt-")
-        os.chmod(self._run_dir, 0o700)
+        self._run_dir = RunDir()
         key = key or new_key()
         self.keepers: dict[str, Keeper] = {
-            name: Keeper(NodeSpec(config, name, key, self._run_dir), self._ask, on_event, pass_fds=pass_fds, stderr=stderr)
+            name: Keeper(NodeSpec(config, name, key, self._run_dir.path), self._ask, on_event, pass_fds=pass_fds, stderr=stderr)
             for name in config.nodes
         }
 
@@ -72,7 +69,7 @@ class LocalPair(PairBase):
         """Stop both nodes in order and remove every trace. Idempotent."""
         for name in sorted(self.keepers, key=lambda n: n == self.active):      # the standby first: nobody takes over
             self.keepers[name].stop()
-        shutil.rmtree(self._run_dir, ignore_errors=True)
+        self._run_dir.close()
 
     def __enter__(self) -> LocalPair:
         return self.start()

@@ -21,9 +21,7 @@ Key         the pair's key travels to the actors in their constructor arguments,
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -36,6 +34,7 @@ from nfckpt.config import PairConfig, check
 from nfckpt.deploy import ray_env
 from nfckpt.deploy.keeper import Keeper
 from nfckpt.deploy.pair import PairBase
+from nfckpt.deploy.run_dir import RunDir
 from nfckpt.errors import MachineError, ProtectionError
 from nfckpt.failover.witness import Answer, Question, Witness, WitnessView
 from nfckpt.secrets import new_key
@@ -184,7 +183,7 @@ class RayPair(PairBase):
         self.config = config
         self._address, self._on_event = address, on_event
         self._key = key or new_key()
-        self._run_dir = ""
+        self._run_dir: RunDir | None = None
         self._cluster: ray_env.Cluster | None = None
         self._witness: Any = None
         self._group: Any = None
@@ -201,7 +200,7 @@ class RayPair(PairBase):
             import ray
 
             self._ray = ray
-            self._run_dir = tempfile.mkdtemp(prefix="nfckpt-")
+            self._run_dir = RunDir()
             self._witness = ray.remote(_WitnessActor).options(
                 name=self._witness_name, namespace=ray_env.NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
                 max_restarts=0).remote()
@@ -238,7 +237,8 @@ class RayPair(PairBase):
     def _make(self, name: str, index: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        spec = msgspec.json.encode(NodeSpec(self.config, name, self._key, self._run_dir))
+        assert self._run_dir is not None
+        spec = msgspec.json.encode(NodeSpec(self.config, name, self._key, self._run_dir.path))
         return self._ray.remote(_NodeActor).options(
             name=f"nfckpt-{self.config.name}-{name}", namespace=ray_env.NAMESPACE, num_cpus=SHARE, max_concurrency=8, max_restarts=-1,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
@@ -305,7 +305,8 @@ class RayPair(PairBase):
             thread.join(EVENTS_WAIT_S + 1)
         self._cluster.close()
         self._cluster = None
-        shutil.rmtree(self._run_dir, ignore_errors=True)
+        if self._run_dir is not None:
+            self._run_dir.close()
 
     def __enter__(self) -> RayPair:
         return self.start()

@@ -92,8 +92,9 @@ class Active:
     """`node`, `peer`: ids; `lease`: emission is bounded by the kernel (profile hosts); `kills`: by the peer (profile host)."""
 
     def __init__(self, *, pair: str, node: str, peer: str, layout: bytes, bounds: Bounds, term: int, agent: Agent,
-                 engine: Engine, writer: EpochWriter, clock: PairClock, lease: LeaseClock | None, kills: bool) -> None:
-        self.pair, self.node, self.peer, self.layout = pair, node, peer, layout
+                 engine: Engine, writer: EpochWriter, clock: PairClock, lease: LeaseClock | None, kills: bool,
+                 key_check: bytes = b"") -> None:
+        self.pair, self.node, self.peer, self.layout, self.key_check = pair, node, peer, layout, key_check
         self.bounds, self.term, self.lease, self.kills = bounds, term, lease, kills
         self.agent, self.engine, self.writer, self.clock = agent, engine, writer, clock
         self.path = ActivePath(agent, engine, writer, bounds.sync_group_pages_max)
@@ -107,6 +108,7 @@ class Active:
         self.beat_ns = 0
         self.asked_ns = 0
         self.handing_over = False
+        self.giving_up = ""             # why protection is to end while the standby is alive and well
         self.lost_ns = 0
         self.took_ns = 0
         self.unheard = False            # taken over by the standing grant, and the witness has not said that it knows
@@ -141,6 +143,8 @@ class Active:
             why = f"this is pair {self.pair!r}, not {hello.pair!r}"
         elif hello.protocol != PROTOCOL:
             why = f"protocol {hello.protocol}, ours is {PROTOCOL}: run the same nfckpt on both nodes"
+        elif hello.key != self.key_check:
+            why = "another key: give both nodes the same"
         elif hello.layout != self.layout:
             why = "the state's layout differs: run the same app with the same parameters on both nodes"
         elif hello.node != self.peer:
@@ -238,6 +242,15 @@ class Active:
             effects += self._solo(now, reason)
         return effects
 
+    def give_up(self, now: int, reason: str) -> list[Effect]:
+        """Go on without protection. A recorded standby keeps its channel until the witness struck it: seeing that end, it claims."""
+        if self.state is S.PROTECTING and not self.recording:
+            return self.on_peer_lost(now, reason, False)
+        if self.state is not S.ACTIVE or (self.giving_up and now - self.asked_ns <= self.bounds.claim_ms_max * MS):
+            return []
+        self.giving_up, self.asked_ns = reason, now
+        return [Ask(Question("solo", self.node, self.term))]
+
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered one of our questions."""
         if answer.verb == "took":
@@ -258,7 +271,9 @@ class Active:
                 return [KillPeer()]             # on_peer_lost(proof) follows
             self._move("void")
             return self._solo(now, "grant void")
-        if answer.verb == "solo" and answer.said != "ok" and self.state is S.SOLO:
+        if answer.verb == "solo" and answer.said == "ok" and self.giving_up and self.state is S.ACTIVE:
+            return self.on_peer_lost(now, self.giving_up, False)
+        if answer.verb == "solo" and answer.said != "ok" and self.state in (S.SOLO, S.ACTIVE):
             return [Stop(3, f"fenced: {answer.holder or 'the peer'} holds term {answer.term}")]
         return []
 
@@ -269,6 +284,7 @@ class Active:
         self.agent.recording = False
         self.agent.forget_names()
         self.tap_open = self.whole = self.recording = self.handing_over = False
+        self.giving_up = ""
         self.path.holding = self.path.sync_pages = False
         effects: list[Effect] = self.unlimited(now)
         return [*effects, Event("solo", {"reason": reason, "released": held, "term": self.term})]

@@ -67,7 +67,8 @@ class Standby:
     """`arena` is blank and no app has touched it; `tap` reads the same segment as the active's ports."""
 
     def __init__(self, *, pair: str, node: str, layout: bytes, bounds: Bounds, secret: bytes, arena: Arena, tap: Tap,
-                 clock: PairClock, now: int) -> None:
+                 clock: PairClock, now: int, key_check: bytes = b"") -> None:
+        self.key_check = key_check
         self.pair, self.node, self.layout, self.bounds, self.secret = pair, node, layout, bounds, secret
         self.arena, self.tap, self.clock = arena, tap, clock
         self.state = S.JOINING
@@ -100,7 +101,7 @@ class Standby:
         return self.state in (S.WHOLE, S.STANDBY)
 
     def hello(self) -> list[Effect]:
-        return [Send(kinds.CONTROL, encode_control(Hello(self.pair, self.node, PROTOCOL, self.layout)))]
+        return [Send(kinds.CONTROL, encode_control(Hello(self.pair, self.node, PROTOCOL, self.layout, self.key_check)))]
 
     def leave(self) -> list[Effect]:
         """This process ends in order, and has claimed nothing."""

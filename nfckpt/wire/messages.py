@@ -62,6 +62,7 @@ class Hello(_Message):
     node: str
     protocol: int
     layout: bytes
+    key: bytes = b""            # PairSecrets.check
 
 
 class Refuse(_Message):
