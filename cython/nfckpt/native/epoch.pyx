@@ -204,6 +204,7 @@ cdef class EpochWriter:
 
 cdef extern from *:
     int __builtin_ctzll(uint64_t) noexcept nogil
+    void __builtin_prefetch(const void*, int) noexcept nogil
 
 cdef extern from "string.h" nogil:
     void* memmove(void*, const void*, size_t)
@@ -297,6 +298,8 @@ cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil:
         CHECK(tap.expect(h.first_seq + i, <uint8_t>oh.port, r.outputs + q, oh.length, now))
         q += pad8(oh.length)
     for i in range(h.n_names):
+        tap.soon(r.keys[i])
+    for i in range(h.n_names):
         tap.name(r.keys[i], r.ports[i], now)
     if h.ports_empty:
         tap.mark_empty(h.ports_empty, h.echo_ns)
@@ -323,6 +326,8 @@ cdef inline void _swap_page(Record* r, Arena arena, uint32_t i) noexcept nogil:
 cdef void record_apply(Record* r, Arena arena) noexcept nogil:
     """Exchange the record's lines and pages with the arena's: the record becomes the undo log."""
     cdef uint32_t i
+    for i in range(r.h.n_lines):        # they lie anywhere: ask for all before the first is needed
+        __builtin_prefetch(arena.base + <uint64_t>r.line_no[i] * LINE, 1)
     for i in range(r.h.n_lines):
         _swap_line(r, arena, i)
     for i in range(r.h.n_pages):

@@ -167,6 +167,11 @@ cdef class Tap:
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil:
         return self.credits.room(names, 0) and self.expected.room(outputs, output_bytes + 16384)
 
+    cdef void soon(self, uint64_t key) noexcept nogil:
+        """name(key) comes soon: fetch what it will look at."""
+        self.inputs.prefetch(key)
+        self.credits.prefetch(key)
+
     cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil:
         """An epoch answers for one frame."""
         cdef uint32_t i
