@@ -6,7 +6,8 @@ Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            eac
                      once the active told us that it is recorded.
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
-            SETTLE   keep reading the segment and the channel until no committed output is unaccounted for, or the skew is over.
+            SETTLE   keep reading the segment and the channel until every committed output that can have left was seen, or the skew
+                     is over. (Over shared memory an output whose ack the dead active had not read cannot have left.)
             LIVE     apply what is registered, re-emit, restart the app, replay (the shell does it, on Promote).
 
 A denied claim ends the process: somebody else has the term.
@@ -92,7 +93,7 @@ class Takeover:
                 self._fenced(now)
         if self.step is Step.SETTLE:
             settled = self.standby.tap.read_ns >= self._fenced_ns + self.bounds.tap_skew_ms_max * MS
-            if settled or not self.standby.tap.waiting_outputs:
+            if settled or not self.standby.tap.waiting_outputs_below(self.standby.path.released_at_most()):
                 self._next(now, Step.LIVE)
                 effects.append(Promote(self.term))
         return effects
