@@ -257,8 +257,7 @@ def test_names_full_is_backpressure() -> None:
 
 def test_a_full_gate_is_backpressure_and_refuses_the_apps_own_frames() -> None:
     rig = Rig(gate_frames=256)
-    while rig.agent.emit(0, frame(1)):
-        pass
+    assert [rig.agent.emit(0, frame(1)) for _ in range(257)] == [True] * 256 + [False]
     assert rig.rx(frame(2)) == 0
     c = rig.agent.counters()
     assert (c["made"], c["refused_full"], c["backpressure"], c["handed_out"]) == (256, 1, 1, 0)
