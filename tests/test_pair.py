@@ -23,7 +23,6 @@ from nfckpt.errors import ConfigError, ProtectionError
 from nfckpt.failover.witness import Answer, Question, WitnessView
 from nfckpt.netns import in_netns
 from nfckpt.testbed.topology import NODES, REP_IPS, Testbed
-
 from tests.pair_rig import COUNTER, LEFT, NAT, PairRig, pauses, stopped, until
 
 BOTH = pytest.mark.parametrize("profile", ["host", "hosts"])
@@ -225,7 +224,7 @@ def test_an_app_that_never_lets_go(profile: str) -> None:
 @BOTH
 def test_an_app_that_never_lets_go_may_go_on_without_protection(profile: str) -> None:
     with PairRig(profile, APP + "Keeps", app_args={"at": 100}, quiesce_ms_max=5, abort_max=10, unsafe_release_on_abort=True) as rig:
-        (solo,) = until(lambda: rig.seen("solo"))
+        until(lambda: rig.seen("solo"))
         until(lambda at=rig.traffic.received[LEFT]: rig.traffic.received[LEFT] > at + 500)
         until(lambda: rig.seen("follower_refused"))
         assert "unprotectable" in rig.seen("follower_refused")[0]["reason"]
