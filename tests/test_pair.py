@@ -14,10 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
+from nfckpt.config import Bounds, NodeConfig, PairConfig
+from nfckpt.deploy.local import LocalPair
 from nfckpt.deploy.run_dir import RunDir
 from nfckpt.errors import ConfigError, ProtectionError
-from nfckpt.failover.witness import Answer, Question
+from nfckpt.failover.witness import Answer, Question, WitnessView
+from nfckpt.netns import in_netns
+from nfckpt.testbed.topology import NODES, REP_IPS, Testbed
 from tests.pair_rig import COUNTER, LEFT, NAT, PairRig, pauses, stopped, until
 
 BOTH = pytest.mark.parametrize("profile", ["host", "hosts"])
@@ -411,3 +416,53 @@ def test_the_whole_program_is_killed() -> None:
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     with contextlib.closing(RunDir()):
         assert not Path(folder).exists()
+
+
+@BOTH
+def test_a_port_vanishes(profile: str) -> None:
+    """The active's device is deleted under it: it ends, the standby goes on; it comes back when its device does not, and ends again."""
+    numbers = [n.to_bytes(8, "big") for n in range(100)]
+    with Testbed("nfpair") as bed, contextlib.ExitStack() as stack:
+        config = PairConfig(
+            name="veth", app=COUNTER, profile=profile,
+            bounds=Bounds(arena_bytes=8 << 20, rx_ring_frames=1024, tx_ring_frames=1024),
+            nodes={node: NodeConfig(ports=[f"afpacket:{dev}@{bed.ns(node)}" for dev in ("lan", "wan")],
+                                    address=f"{REP_IPS[node]}:7701", netns=bed.ns(node)) for node in NODES})
+        client, server = (stack.enter_context(_raw(bed.ns(role))) for role in ("client", "server"))
+        pair = stack.enter_context(LocalPair(config))
+        old = pair.wait_protected()
+        assert _through(client, server, numbers[:50]) == numbers[:50]
+        in_netns(bed.ns(old), _delete_wan)
+        keeper = pair.keepers[old]
+        until(lambda: keeper.last_exit)
+        new = until(lambda: pair.active if pair.active not in ("", old) else "")
+        assert keeper.last_exit is not None and keeper.last_exit[0] == 7, keeper.last_exit
+        until(lambda: pair.status()[new]["role"] == "solo")
+        assert _through(client, server, numbers[50:]) == numbers[50:]
+        until(lambda: keeper.starts > 2)
+        assert pair.witness.view() == WitnessView(2, new, "")
+
+
+def _raw(ns: str) -> socket.socket:
+    def make() -> socket.socket:
+        s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        s.bind(("eth0", 0x88B5))
+        s.settimeout(1)
+        return s
+    return in_netns(ns, make)
+
+
+def _delete_wan() -> None:
+    with IPRoute() as ip:
+        ip.link("del", index=ip.link_lookup(ifname="wan")[0])
+
+
+def _through(client: socket.socket, server: socket.socket, numbers: list[bytes]) -> list[bytes]:
+    head = bytes.fromhex("020000000001" "020000000002" "88b5")
+    for number in numbers:
+        client.send(head + number + bytes(38))
+    came = []
+    with contextlib.suppress(TimeoutError):
+        while len(came) < len(numbers):
+            came.append(server.recv(2048)[14:22])
+    return came
