@@ -266,10 +266,11 @@ class Node:
     def _register(self) -> int | None:
         """The term to lead in, or None to follow. Waits for the witness as long as it takes."""
         asked = 0.0
+        life = os.urandom(8).hex()
         while True:
             if time.monotonic() - asked > self.bounds.claim_ms_max / 1000:
                 asked = time.monotonic()
-                keeper.send(self.sock, keeper.WitnessAsk(Question("register", self.node)))
+                keeper.send(self.sock, keeper.WitnessAsk(Question("register", self.node, life=life)))
             select.select([self.sock], [], [], 0.2)
             for message in self._heard():
                 if isinstance(message, keeper.WitnessSaid) and message.answer.verb == "register":

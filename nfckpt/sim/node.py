@@ -127,7 +127,7 @@ class SimNode:
         while not registered:
             if w.now - asked > self.bounds.claim_ms_max * MS:
                 asked = w.now
-                w.ask(self, Question("register", self.node))
+                w.ask(self, Question("register", self.node, life=str(self.number)))
             yield 200 * US
             for answer in self._heard():
                 if answer.verb == "register":
