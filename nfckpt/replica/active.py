@@ -217,11 +217,11 @@ class Active:
             return []
         effects: list[Effect] = [DropPeer(reason)]
         if self.state is S.PROTECTING and not self.recording:
-            self.engine.channel_lost()
+            self._end_session()
             self._move("lost")
             return [*effects, *self._solo(now, f"follower lost while syncing: {reason}")]
         if self.state is not S.HOLDING:
-            self.engine.channel_lost()
+            self._end_session()
             self._move("lost" if self.state is S.ACTIVE else "lost_while_recording")
             self.lost_ns = now
             effects.append(Event("standby_lost", {"reason": reason, "proof": proof}))
@@ -232,6 +232,10 @@ class Active:
             self._move("void")
             effects += self._solo(now, reason)
         return effects
+
+    def _end_session(self) -> None:
+        self.engine.channel_lost()
+        self.path.end()
 
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered one of our questions."""
