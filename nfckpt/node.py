@@ -176,6 +176,7 @@ class Node:
         self.hosts = spec.config.profile == "hosts"
         self.secrets = PairSecrets(spec.key)
         self.transport: Transport | None = None
+        self.adopted_ns = 0
         self.outbox: deque[Send] = deque()          # effects the channel had no room for, in order
         self.watch: LifeWatch | None = None
         self.pidfd = -1
@@ -331,6 +332,7 @@ class Node:
         """A fresh channel is the peer's now."""
         self._drop_channel()
         self.transport = transport
+        self.adopted_ns = time.monotonic_ns()
         self._poll = None
         self._attach()
         if not self.hosts:
@@ -725,6 +727,8 @@ class Node:
         if core.handing_over:
             self.agent.paused = True
             self._perform(core.handed_over(now))
+        if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
+            self._drop_channel()        # it dialled and never said who it is; the next one must find room
         if self.transport is None and (fresh := self.listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)

@@ -93,6 +93,7 @@ class SimNode:
         self.core: Active | Standby | None = None
         self.takeover: Takeover | None = None
         self.transport: Channel | None = None
+        self.adopted_ns = 0
         self.peer_life: SimNode | None = None               # pidfd and life lock of the process at the other end
         self.watched = False
         self.outbox: deque[Send] = deque()
@@ -421,6 +422,8 @@ class SimNode:
         if core.handing_over:
             agent.paused = True
             yield from self._perform(core.handed_over(now))
+        if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
+            self._drop_channel()
         follower, self.accept = self.accept, None
         if follower is not None and follower.alive and self.transport is None and core.state.value == "solo":
             w.connect(self, follower)

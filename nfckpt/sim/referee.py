@@ -124,12 +124,13 @@ class Referee:
         w, v = self.world, self.world.witness
         if (v.holder, v.term) == (node.node, core.term):
             other = w.lives.get(v.standby)
-            return v.standby == "" or other is None or (not w.hosts and node.peer_life is not None and not node.peer_life.alive)
+            return v.standby == "" or other is None or (not w.hosts and not other.alive)
         # our `took` is on its way (kept in order by the keeper), and the old holder is dead or gave the term away
         return v.term == core.term - 1 and v.standby == node.node
 
     def unexpected(self, node: SimNode, frame: Frame) -> None:
-        if node.generation == self.generation and node.promoted:
+        fenced = isinstance(node.core, Active) and node.core.term < self.term       # what it reads now, nobody learns
+        if node.generation == self.generation and node.promoted and not fenced:
             self.fail(f"rule 4: {node!r} fed the output {frame} to its app")
 
     # ── state ────────────────────────────────────────────────────────────────────────────────────

@@ -262,6 +262,7 @@ class World:
     def connect(self, lead: SimNode, follower: SimNode) -> None:
         lead.transport, follower.transport = channel_pair(self, self.channel_bytes)
         lead.peer_life, follower.peer_life = follower, lead
+        lead.adopted_ns = self.now
         self.trace(lead, f"lets {follower!r} in")
 
     # ── the kernel's fence ───────────────────────────────────────────────────────────────────────
