@@ -724,8 +724,8 @@ class Node:
             if not self.bounds.unsafe_release_on_abort:
                 raise _Stopped(9, why)
             self._perform(core.on_peer_lost(now, f"unprotectable: {why}", False))
+        self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
         if core.handing_over:
-            self.agent.paused = True
             self._perform(core.handed_over(now))
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room

@@ -26,6 +26,7 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     term: int = 0
     other: str = ""             # protected: the standby
     life: str = ""              # register: of this process and no other
+    number: int = 0             # comes back in the answer: of which session the asker spoke
 
 
 class Answer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -35,6 +36,7 @@ class Answer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     said: str
     term: int
     holder: str = ""
+    number: int = 0
 
 
 class WitnessView(msgspec.Struct, frozen=True):
@@ -58,7 +60,7 @@ class Witness:
     def ask(self, q: Question) -> Answer:
         """Answer one question. Unknown verbs are denied."""
         said = getattr(self, f"_{q.verb}", self._unknown)(q)
-        return Answer(q.verb, said, self.term, self.holder)
+        return Answer(q.verb, said, self.term, self.holder, q.number)
 
     def _unknown(self, q: Question) -> str:
         return "denied"

@@ -419,8 +419,8 @@ class SimNode:
             yield from self._perform(core.on_peer_lost(now, "its process ended", True))
         yield from self._perform(core.tick(now))
         self._push()
+        agent.paused = core.handing_over
         if core.handing_over:
-            agent.paused = True
             yield from self._perform(core.handed_over(now))
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()
