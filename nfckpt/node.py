@@ -71,7 +71,7 @@ from nfckpt.secrets import PairSecrets
 from nfckpt.state.state import State
 from nfckpt.wire import keeper, kinds
 from nfckpt.wire.rendezvous import Connector, Listener
-from nfckpt.wire.transport import Transport
+from nfckpt.wire.transport import CLOSED, Transport
 
 __all__ = ["EXIT", "Node", "declare", "load_app", "main"]
 
@@ -547,11 +547,17 @@ class Node:
             end = time.monotonic() + 0.05
             while not (proof := self._peer_dead()) and time.monotonic() < end:
                 core.tap.poll(time.monotonic_ns())
+        parted = False
+        if proof and self.transport is not None:
+            with contextlib.suppress(PeerError):
+                while (message := self.transport.recv()) is not None:
+                    self._perform(core.on_message(time.monotonic_ns(), *message))
+            parted = (self.transport.closed or "").startswith(CLOSED)
         if not core.may_claim:
             raise _Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         self.uncommitted = core.tap.waiting_inputs
         self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=now, reason=reason,
-                                 proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover)
+                                 proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover, parted=parted)
 
     # ── leading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -681,8 +687,8 @@ class Node:
             if lost and self.transport is t:
                 self._perform(core.on_peer_lost(now, lost, self._peer_dead()))
                 self._drop_channel(keep_watch=core.state.value == "holding")
-        if core.may_release(now):
-            agent.gate.release()
+        if core.may_release(now) and agent.gate.release():
+            self._perform(core.released(time.monotonic_ns()))
         if now >= self._slow_ns:
             self._slow(core, now)
         while self.ctx.soon:

@@ -209,6 +209,13 @@ class Active:
         """False while the kernel's lease may run out before a frame handed over now has passed: it waits in the gate."""
         return self.lease is None or not self.recording or self.lease.holds(now + LEASE_GUARD_NS)
 
+    def released(self, now: int) -> list[Effect]:
+        """Frames were handed to the ports. When this took so long that the lease may have run out meanwhile, the kernel may have
+        kept some, and nobody would send them again: this process ends, and the standby emits what it did not see."""
+        if self.state is S.ACTIVE and self.lease is not None and not self.lease.holds(now):
+            return [Stop(3, "stalled while releasing output, past its lease")]
+        return []
+
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
         """The channel ended or broke the protocol, the kernel says that the process is dead (`proof`), or silence."""
         if proof:

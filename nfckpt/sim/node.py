@@ -12,6 +12,7 @@ change it here. A crash drops the generator; nothing of it runs any more.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections import deque
@@ -48,6 +49,7 @@ from nfckpt.replica.standby import Standby
 from nfckpt.sim.segment import Channel, SimPort
 from nfckpt.sim.toy import BURST_BYTES, Toy
 from nfckpt.wire import kinds
+from nfckpt.wire.transport import CLOSED
 
 if TYPE_CHECKING:
     from nfckpt.sim.world import World
@@ -297,11 +299,19 @@ class SimNode:
             while not (proof := self._peer_dead()) and w.now < end:
                 core.tap.poll(w.now)
                 yield 200 * US
+        parted = False
+        if proof and self.transport is not None:
+            with contextlib.suppress(PeerError):
+                while (message := self.transport.recv()) is not None:
+                    effects = core.on_message(w.now, *message)
+                    self._applied(core)
+                    yield from self._perform(effects)
+            parted = (self.transport.closed or "").startswith(CLOSED)
         w.trace(self, f"lost the active: {reason}, proof {proof}, {core.state.value}")
         if not core.may_claim:
             raise Stopped(11, f"lost the active while {core.state.value}: {reason}")
         self.takeover = Takeover(core, self.bounds, node=self.node, now=w.now, lost_ns=now, reason=reason, proof=proof,
-                                 kills=not w.hosts, leases=w.hosts, handover=core.handover)
+                                 kills=not w.hosts, leases=w.hosts, handover=core.handover, parted=parted)
 
     # ── leading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -393,7 +403,9 @@ class SimNode:
                 self._drop_channel(keep_watch=core.state.value == "holding")
         if core.may_release(now):
             yield 0
-            agent.gate.release()
+            if agent.gate.release():
+                yield 0
+                yield from self._perform(core.released(w.now))
         yield 0
         if now >= self._slow_ns:
             yield from self._slow(core, now, filter_due)
