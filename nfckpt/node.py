@@ -71,7 +71,7 @@ from nfckpt.secrets import PairSecrets
 from nfckpt.state.state import State
 from nfckpt.wire import keeper, kinds
 from nfckpt.wire.rendezvous import Connector, Listener
-from nfckpt.wire.transport import Transport
+from nfckpt.wire.transport import CLOSED, Transport
 
 __all__ = ["EXIT", "Node", "declare", "load_app", "main"]
 
@@ -177,6 +177,7 @@ class Node:
         self.hosts = spec.config.profile == "hosts"
         self.secrets = PairSecrets(spec.key)
         self.transport: Transport | None = None
+        self.adopted_ns = 0
         self.outbox: deque[Send] = deque()          # effects the channel had no room for, in order
         self.watch: LifeWatch | None = None
         self.pidfd = -1
@@ -271,10 +272,11 @@ class Node:
     def _register(self) -> int | None:
         """The term to lead in, or None to follow. Waits for the witness as long as it takes."""
         asked = 0.0
+        life = os.urandom(8).hex()
         while True:
             if time.monotonic() - asked > self.bounds.claim_ms_max / 1000:
                 asked = time.monotonic()
-                keeper.send(self.sock, keeper.WitnessAsk(Question("register", self.node)))
+                keeper.send(self.sock, keeper.WitnessAsk(Question("register", self.node, life=life)))
             select.select([self.sock], [], [], 0.2)
             for message in self._heard():
                 if isinstance(message, keeper.WitnessSaid) and message.answer.verb == "register":
@@ -335,6 +337,7 @@ class Node:
         """A fresh channel is the peer's now."""
         self._drop_channel()
         self.transport = transport
+        self.adopted_ns = time.monotonic_ns()
         self._poll = None
         self._attach()
         if not self.hosts:
@@ -549,11 +552,17 @@ class Node:
             end = time.monotonic() + 0.05
             while not (proof := self._peer_dead()) and time.monotonic() < end:
                 core.tap.poll(time.monotonic_ns())
+        parted = False
+        if proof and self.transport is not None:
+            with contextlib.suppress(PeerError):
+                while (message := self.transport.recv()) is not None:
+                    self._perform(core.on_message(time.monotonic_ns(), *message))
+            parted = (self.transport.closed or "").startswith(CLOSED)
         if not core.may_claim:
             raise _Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         self.uncommitted = core.tap.waiting_inputs
         self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=now, reason=reason,
-                                 proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover)
+                                 proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover, parted=parted)
 
     # ── leading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -685,8 +694,8 @@ class Node:
             if lost and self.transport is t:
                 self._perform(core.on_peer_lost(now, lost, self._peer_dead()))
                 self._drop_channel(keep_watch=core.state.value == "holding")
-        if core.may_release(now):
-            agent.gate.release()
+        if core.may_release(now) and agent.gate.release():
+            self._perform(core.released(time.monotonic_ns()))
         if now >= self._slow_ns:
             self._slow(core, now)
         while self.ctx.soon:
@@ -729,11 +738,13 @@ class Node:
             if not self.bounds.unsafe_release_on_abort:
                 raise _Stopped(9, why)
             self._perform(core.give_up(now, f"unprotectable: {why}"))
+        self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
         if core.handing_over:
-            self.agent.paused = True
             self._perform(core.handed_over(now))
         if self.transport is None and self.watch is not None and core.state.value == "solo":
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
+        if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
+            self._drop_channel()        # it dialled and never said who it is; the next one must find room
         if self.transport is None and (fresh := self.listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)

@@ -5,6 +5,7 @@ Rules       W1 A term is granted to one node, once, and terms only grow.
                active says that it is whole, and struck out when the active is allowed to go solo: whichever comes first wins.
             W3 A pair without holder is led by the first node that registers; it starts blank.
             W4 A holder that is gone and has a standby is not replaced by a blank node: the standby claims.
+            W5 A process that asks again to be registered, because no answer came in time, is not taken for a new, blank one.
 
 Picture     register(a) → lead(1)      register(b) → follow(a)      protected(1, a, b) → ok: b may claim 2
             solo(1, a) → ok: b struck out          or          claim(2, b) → ok: a's solo(1) is denied from now on
@@ -24,6 +25,8 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     node: str
     term: int = 0
     other: str = ""             # protected: the standby
+    life: str = ""              # register: of this process and no other
+    number: int = 0             # comes back in the answer: of which session the asker spoke
 
 
 class Answer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -33,6 +36,7 @@ class Answer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     said: str
     term: int
     holder: str = ""
+    number: int = 0
 
 
 class WitnessView(msgspec.Struct, frozen=True):
@@ -48,6 +52,7 @@ class Witness:
         self.term = 0
         self.holder = ""
         self.standby = ""
+        self.lives: dict[str, str] = {}         # node -> the process that registered last
 
     def view(self) -> WitnessView:
         return WitnessView(self.term, self.holder, self.standby)
@@ -55,13 +60,17 @@ class Witness:
     def ask(self, q: Question) -> Answer:
         """Answer one question. Unknown verbs are denied."""
         said = getattr(self, f"_{q.verb}", self._unknown)(q)
-        return Answer(q.verb, said, self.term, self.holder)
+        return Answer(q.verb, said, self.term, self.holder, q.number)
 
     def _unknown(self, q: Question) -> str:
         return "denied"
 
     def _register(self, q: Question) -> str:
-        self._gone(q)                           # a process that registers is blank: what it was is lost
+        if not q.life or self.lives.get(q.node) != q.life:
+            self._gone(q)                       # a process that registers is blank: what it was is lost
+        self.lives[q.node] = q.life
+        if self.holder == q.node:
+            return "lead"
         if self.holder or self.standby:
             return "follow"
         self.term += 1

@@ -212,11 +212,18 @@ class Active:
     def _record(self, now: int) -> list[Effect]:
         self.recording = True
         self.asked_ns = now
-        return [Ask(Question("protected", self.node, self.term, self.peer))]
+        return [Ask(self._question("protected"))]
 
     def may_release(self, now: int) -> bool:
         """False while the kernel's lease may run out before a frame handed over now has passed: it waits in the gate."""
         return self.lease is None or not self.recording or self.lease.holds(now + LEASE_GUARD_NS)
+
+    def released(self, now: int) -> list[Effect]:
+        """Frames were handed to the ports. When this took so long that the lease may have run out meanwhile, the kernel may have
+        kept some, and nobody would send them again: this process ends, and the standby emits what it did not see."""
+        if self.state is S.ACTIVE and self.lease is not None and not self.lease.holds(now):
+            return [Stop(3, "stalled while releasing output, past its lease")]
+        return []
 
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
         """The channel ended or broke the protocol, the kernel says that the process is dead (`proof`), or silence."""
@@ -226,16 +233,16 @@ class Active:
             return []
         effects: list[Effect] = [DropPeer(reason)]
         if self.state is S.PROTECTING and not self.recording:
-            self.engine.channel_lost()
+            self._end_session()
             self._move("lost")
             return [*effects, *self._solo(now, f"follower lost while syncing: {reason}")]
         if self.state is not S.HOLDING:
-            self.engine.channel_lost()
+            self._end_session()
             self._move("lost" if self.state is S.ACTIVE else "lost_while_recording")
             self.lost_ns = now
             effects.append(Event("standby_lost", {"reason": reason, "proof": proof}))
         self.asked_ns = now
-        effects.append(Ask(Question("solo", self.node, self.term)))
+        effects.append(Ask(self._question("solo")))
         if self.peer_dead:
             # the only one who could use the standing grant is dead: nothing to wait for (DESIGN 6)
             self._move("void")
@@ -249,32 +256,36 @@ class Active:
         if self.state is not S.ACTIVE or (self.giving_up and now - self.asked_ns <= self.bounds.claim_ms_max * MS):
             return []
         self.giving_up, self.asked_ns = reason, now
-        return [Ask(Question("solo", self.node, self.term))]
+        return [Ask(self._question("solo"))]
+
+    def _question(self, verb: str) -> Question:
+        return Question(verb, self.node, self.term, self.peer if verb == "protected" else "", number=self.session)
+
+    def _end_session(self) -> None:
+        self.engine.channel_lost()
+        self.path.end()
 
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
-        """The witness answered one of our questions."""
+        """The witness answered one of our questions. No is final: terms only grow. Yes counts for the follower it was asked about."""
+        if answer.said != "ok" and answer.verb in ("protected", "solo", "took"):
+            if self.state is S.HOLDING:
+                self._move("denied")
+            return [Stop(3, f"fenced: {answer.holder or 'nobody'} holds term {answer.term}, ours is {self.term}")]
         if answer.verb == "took":
             self.unheard = False
-            if answer.said != "ok":
-                return [Stop(3, f"fenced: {answer.holder or 'nobody'} holds term {answer.term}, ours is {self.term}")]
+        if answer.number != self.session:
+            return []
         if answer.verb == "protected" and self.state is S.PROTECTING:
-            if answer.said != "ok":
-                return [Stop(3, f"fenced: the witness is at term {answer.term}, ours is {self.term}")]
             self._move("recorded")
             return [Send(kinds.CONTROL, encode_control(Protected(self.session, self.term))),
                     Event("protected", {"peer": self.peer, "term": self.term})]
         if answer.verb == "solo" and self.state is S.HOLDING:
-            if answer.said != "ok":
-                self._move("denied")
-                return [Stop(3, f"fenced: {answer.holder or 'the peer'} holds term {answer.term}")]
             if self.kills and not self.peer_dead:
                 return [KillPeer()]             # on_peer_lost(proof) follows
             self._move("void")
             return self._solo(now, "grant void")
-        if answer.verb == "solo" and answer.said == "ok" and self.giving_up and self.state is S.ACTIVE:
+        if answer.verb == "solo" and self.giving_up and self.state is S.ACTIVE:
             return self.on_peer_lost(now, self.giving_up, False)
-        if answer.verb == "solo" and answer.said != "ok" and self.state in (S.SOLO, S.ACTIVE):
-            return [Stop(3, f"fenced: {answer.holder or 'the peer'} holds term {answer.term}")]
         return []
 
     def _solo(self, now: int, reason: str) -> list[Effect]:
@@ -318,7 +329,7 @@ class Active:
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now
             verb = "solo" if self.state is S.HOLDING else "protected"
-            effects.append(Ask(Question(verb, self.node, self.term, self.peer if verb == "protected" else "")))
+            effects.append(Ask(self._question(verb)))
         return effects
 
     # ── planned switch ───────────────────────────────────────────────────────────────────────────

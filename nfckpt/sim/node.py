@@ -12,6 +12,7 @@ change it here. A crash drops the generator; nothing of it runs any more.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections import deque
@@ -48,6 +49,7 @@ from nfckpt.replica.standby import Standby
 from nfckpt.sim.segment import Channel, SimPort
 from nfckpt.sim.toy import BURST_BYTES, Toy
 from nfckpt.wire import kinds
+from nfckpt.wire.transport import CLOSED
 
 if TYPE_CHECKING:
     from nfckpt.sim.world import World
@@ -93,6 +95,7 @@ class SimNode:
         self.core: Active | Standby | None = None
         self.takeover: Takeover | None = None
         self.transport: Channel | None = None
+        self.adopted_ns = 0
         self.peer_life: SimNode | None = None               # pidfd and life lock of the process at the other end
         self.watched = False
         self.outbox: deque[Send] = deque()
@@ -127,7 +130,7 @@ class SimNode:
         while not registered:
             if w.now - asked > self.bounds.claim_ms_max * MS:
                 asked = w.now
-                w.ask(self, Question("register", self.node))
+                w.ask(self, Question("register", self.node, life=str(self.number)))
             yield 200 * US
             for answer in self._heard():
                 if answer.verb == "register":
@@ -296,11 +299,19 @@ class SimNode:
             while not (proof := self._peer_dead()) and w.now < end:
                 core.tap.poll(w.now)
                 yield 200 * US
+        parted = False
+        if proof and self.transport is not None:
+            with contextlib.suppress(PeerError):
+                while (message := self.transport.recv()) is not None:
+                    effects = core.on_message(w.now, *message)
+                    self._applied(core)
+                    yield from self._perform(effects)
+            parted = (self.transport.closed or "").startswith(CLOSED)
         w.trace(self, f"lost the active: {reason}, proof {proof}, {core.state.value}")
         if not core.may_claim:
             raise Stopped(11, f"lost the active while {core.state.value}: {reason}")
         self.takeover = Takeover(core, self.bounds, node=self.node, now=w.now, lost_ns=now, reason=reason, proof=proof,
-                                 kills=not w.hosts, leases=w.hosts, handover=core.handover)
+                                 kills=not w.hosts, leases=w.hosts, handover=core.handover, parted=parted)
 
     # ── leading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -392,7 +403,9 @@ class SimNode:
                 self._drop_channel(keep_watch=core.state.value == "holding")
         if core.may_release(now):
             yield 0
-            agent.gate.release()
+            if agent.gate.release():
+                yield 0
+                yield from self._perform(core.released(w.now))
         yield 0
         if now >= self._slow_ns:
             yield from self._slow(core, now, filter_due)
@@ -418,9 +431,11 @@ class SimNode:
             yield from self._perform(core.on_peer_lost(now, "its process ended", True))
         yield from self._perform(core.tick(now))
         self._push()
+        agent.paused = core.handing_over
         if core.handing_over:
-            agent.paused = True
             yield from self._perform(core.handed_over(now))
+        if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
+            self._drop_channel()
         follower, self.accept = self.accept, None
         if follower is not None and follower.alive and self.transport is None and core.state.value == "solo":
             w.connect(self, follower)

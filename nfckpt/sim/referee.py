@@ -119,17 +119,19 @@ class Referee:
             self.fail(f"{node!r}: flow {f[1:3]} counted {f.count} (nonce {f.nonce:x}) after {count} (nonce {nonce:x})")
         self.flows[flow] = f.count, f.nonce
 
-    def _permitted(self, node: SimNode, core: Active) -> bool:
+    def _permitted(self, node: SimNode, active: Active) -> bool:
         """Nobody else may emit: struck out, proven dead, or this is a takeover by the standing grant that is being reported."""
         w, v = self.world, self.world.witness
-        if (v.holder, v.term) == (node.node, core.term):
+        if (v.holder, v.term) == (node.node, active.term):
             other = w.lives.get(v.standby)
-            return v.standby == "" or other is None or (not w.hosts and node.peer_life is not None and not node.peer_life.alive)
+            core = None if other is None or not other.alive else other.core
+            return v.standby == "" or (not w.hosts and not (isinstance(core, Standby) and core.may_claim))
         # our `took` is on its way (kept in order by the keeper), and the old holder is dead or gave the term away
-        return v.term == core.term - 1 and v.standby == node.node
+        return v.term == active.term - 1 and v.standby == node.node
 
     def unexpected(self, node: SimNode, frame: Frame) -> None:
-        if node.generation == self.generation and node.promoted:
+        fenced = isinstance(node.core, Active) and node.core.term < self.term       # what it reads now, nobody learns
+        if node.generation == self.generation and node.promoted and not fenced:
             self.fail(f"rule 4: {node!r} fed the output {frame} to its app")
 
     # ── state ────────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from nfckpt.ports.port import PythonPort
+from nfckpt.wire.transport import CLOSED
 
 if TYPE_CHECKING:
     from nfckpt.sim.node import SimNode
@@ -118,7 +119,7 @@ class Channel:
 
     def close(self) -> None:
         """In order: what was sent still arrives."""
-        self._leave("the peer closed", len(self.peer.inbox))
+        self._leave(CLOSED, len(self.peer.inbox))
 
     def crash(self, notice_ns: int) -> None:
         """The process died: of what was on its way a part is lost. `notice_ns`: when the other end hears of it, -1 never."""

@@ -94,7 +94,8 @@ class World:
         self.slow_flush = draw.choice((0.0, 0.2))
         self.tx_ring_frames = draw.choice((4, 256))
         self.proof_ns = draw.choice((0, 100 * US, 2 * MS))
-        self.quiet_ms = draw.choice((0.2, 1.0, 3.0))            # between two groups of input, mean
+        # between two groups of input, mean: slow enough for a node to catch up
+        self.quiet_ms = max(draw.choice((0.2, 1.0, 3.0)), 16 * self.poll_max_ns / MS / self.bounds.burst_frames_max)
         self.fault_ms = draw.choice((15.0, 40.0, 120.0))        # between two faults, mean
         self.far = 1 << 62
 
@@ -262,6 +263,7 @@ class World:
     def connect(self, lead: SimNode, follower: SimNode) -> None:
         lead.transport, follower.transport = channel_pair(self, self.channel_bytes)
         lead.peer_life, follower.peer_life = follower, lead
+        lead.adopted_ns = self.now
         self.trace(lead, f"lets {follower!r} in")
 
     # ── the kernel's fence ───────────────────────────────────────────────────────────────────────
@@ -330,6 +332,8 @@ class World:
         follower = next((n for n in living if isinstance(n.core, Standby)), None)
         what = f.choice(("crash active", "crash active", "crash active", "crash standby", "stop active", "stop standby", "cut",
                          "ring drop", "slow witness", "switch"))
+        if what == "cut" and not self.hosts:
+            what = "stop standby"               # shared memory has no wire
         node = follower if what.endswith("standby") else lead
         if node is None or node in self._armed:
             return

@@ -45,6 +45,8 @@ MESSAGE_BYTES_MAX: Final = 64 << 20
 SEND_BACKLOG_BYTES_MAX: Final = 8 << 20
 HANDSHAKE_MS_MAX: Final = 1000
 KIND_MAX: Final = 255
+CLOSED: Final = "the peer closed"
+"""What `closed` begins with after the peer's own `close()`, on every transport."""
 
 Payload = bytes | bytearray | memoryview
 

@@ -25,6 +25,7 @@ cdef class ActivePath:
     cdef readonly uint32_t peer_inputs, peer_flags
     cdef readonly int64_t staged_bytes  # of a captured record the channel has not taken; 0: none
     cdef uint64_t staged_ns
+    cdef bint over                      # the session ended
     cdef readonly uint64_t polls
     cdef uint32_t* pause_ns             # histogram of capturing polls: one count per 16 ns, up to 64 us
     cdef uint32_t* pauses_seen

@@ -53,6 +53,12 @@ cdef class ActivePath:
         self.peer_stamp = self.echo_ns = 0
         self.heard_ns = now
         self.staged_bytes = 0
+        self.over = False
+
+    def end(self):
+        """The session is over: what is staged is nobody's, and nothing is captured until the next one begins."""
+        self.staged_bytes = 0
+        self.over = True
 
     def attach(self, ShmRing ring):
         """Acks come from, and records go to, this ring; None: Python carries them."""
@@ -112,7 +118,7 @@ cdef class ActivePath:
     cdef bint cut(self, uint64_t now) noexcept nogil:
         cdef Header want
         cdef bint crowded
-        if not self.holding or self.staged_bytes:
+        if not self.holding or self.over or self.staged_bytes:
             return False
         crowded = self.agent.names.n * 2 > self.agent.names.capacity
         if not self.engine.is_due(now, self.sync_pages or self.agent.has_pending(), crowded):
