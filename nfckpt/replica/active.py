@@ -10,7 +10,7 @@ Rules       SOLO        emits at once, by permission of the witness (or as the f
 Picture     SOLO ─hello─► PROTECTING ─whole, recorded─► ACTIVE ─lost─► HOLDING ─void─► SOLO
                               └────────lost───────────► SOLO            └─denied─► FENCED
 
-Who calls   node.py: `on_*` for what arrived, `tick` once a millisecond; both return effects, in order. Acks, releases and
+Who calls   node/lead.py: `on_*` for what arrived, `tick` once a millisecond; both return effects, in order. Acks, releases and
             captures, which happen at every poll, are native: `path` (native/active_path.pyx), which this file steers.
 """
 

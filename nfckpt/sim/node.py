@@ -1,4 +1,4 @@
-"""SimNode: one life of a packet process around the real cores, as nfckpt/node.py performs it, on simulated things.
+"""SimNode: one life of a packet process around the real cores, as nfckpt/node/ performs it, on simulated things.
 
 Picture     life() is a generator. It yields at every boundary where the world may crash it, stop it, or let others run first:
             0 between any two effects, and between receive, app, finish, capture, ship, release;  n > 0: idle for n ns.
@@ -6,7 +6,7 @@ Picture     life() is a generator. It yields at every boundary where the world m
             register ─► lead ─────────────────────────► hook · rx_burst · app · finish · hook · …
                     └─► follow ─► takeover ─► promoted ┘
 
-What node.py does with sockets, pidfds and the kernel's lease is here a call to the world. The order is node.py's: change it there,
+What nfckpt/node/ does with sockets, pidfds and the kernel's lease is here a call to the world. The order is its: change it there,
 change it here. A crash drops the generator; nothing of it runs any more.
 """
 
