@@ -126,6 +126,7 @@ def test_the_standby_is_stopped_and_comes_back_blank(profile: str) -> None:
         assert ended["code"] == (-9 if profile == "host" else 3), ended
         rig.protected()
         assert rig.term == 1 and rig.pair.keepers[name].pid != pid
+        assert not rig.seen("exited", code=1), "an epoch of the old session went into the new channel"
         rig.check()
 
 

@@ -226,11 +226,11 @@ class Active:
             return []
         effects: list[Effect] = [DropPeer(reason)]
         if self.state is S.PROTECTING and not self.recording:
-            self.engine.channel_lost()
+            self.path.channel_lost()
             self._move("lost")
             return [*effects, *self._solo(now, f"follower lost while syncing: {reason}")]
         if self.state is not S.HOLDING:
-            self.engine.channel_lost()
+            self.path.channel_lost()
             self._move("lost" if self.state is S.ACTIVE else "lost_while_recording")
             self.lost_ns = now
             effects.append(Event("standby_lost", {"reason": reason, "proof": proof}))
@@ -281,6 +281,7 @@ class Active:
         gate = self.agent.gate
         held = gate.held_frames
         gate.open()
+        self.path.channel_lost()        # an epoch captured while holding went nowhere
         self.agent.recording = False
         self.agent.forget_names()
         self.tap_open = self.whole = self.recording = self.handing_over = False

@@ -160,6 +160,11 @@ cdef class ActivePath:
         self.staged_bytes = 0
         self.engine.took(self.staged_ns)
 
+    def channel_lost(self):
+        """What was captured or on its way is aborted, the staged record forgotten: the next channel is another session's."""
+        self.staged_bytes = 0
+        self.engine.channel_lost()
+
     def beat(self):
         """(echo_ns, ports_empty) for a beat: the same word as a record carries, and it starts anew. While the open epoch has
         consumed frames that no record names yet, "empty" would disown them: then the mask is 0 and nothing starts anew."""
