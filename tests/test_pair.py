@@ -121,7 +121,7 @@ def test_the_standby_is_stopped_and_comes_back_blank(profile: str) -> None:
         with stopped(pid):
             until(lambda: rig.seen("solo"))
             until(lambda at=rig.traffic.received[LEFT]: rig.traffic.received[LEFT] > at + 100)
-        assert 0.15e9 < rig.traffic.gap_ns < 1.2e9          # held for the hang bound, then let go
+        assert 0.15e9 < rig.traffic.gap_ns < 2e9, rig.traffic.gap_ns         # held for the hang bound, then let go
         (ended,) = until(lambda: rig.seen("exited", name))
         assert ended["code"] == (-9 if profile == "host" else 3), ended
         rig.protected()
