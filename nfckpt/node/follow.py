@@ -78,12 +78,15 @@ class Follower(Shell):
                 lost = t.closed or ""
             except PeerError as e:
                 lost = e.message
-        if core.waiting:
-            self._perform(core.work(now))
+        slow = now >= self._slow_ns
+        if core.waiting or slow:
+            try:
+                self._perform(core.work(now))
+            except PeerError as e:
+                lost = e.message
         self._push(now)
-        if now >= self._slow_ns:
+        if slow:
             self._slow_ns = now + MS
-            self._perform(core.work(now))
             for heard in self._heard():
                 if self.takeover is not None and isinstance(heard, keeper.WitnessSaid):
                     self._perform(self.takeover.on_witness(now, heard.answer))

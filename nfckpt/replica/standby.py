@@ -14,6 +14,7 @@ Records, acks and applying, which happen for every epoch, are native: `path` (na
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -142,11 +143,19 @@ class Standby:
             return []
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
 
+    def _commit(self, now: int) -> bool:
+        """The first that waits. Raises PeerError once: nothing after a record that does not add up is believed."""
+        try:
+            return bool(self.path.commit(self.waiting[0], now))
+        except PeerError:
+            self.waiting.clear()
+            raise
+
     def work(self, now: int) -> list[Effect]:
         """Commit what waits. Call after each message and when idle."""
         effects: list[Effect] = []
         path = self.path
-        while self.waiting and path.commit(self.waiting[0], now):
+        while self.waiting and self._commit(now):
             self.waiting.popleft()
             if not path.attached:
                 effects.append(Send(kinds.ACK, path.ack(path.epoch, now)))
@@ -178,8 +187,9 @@ class Standby:
     def drain(self, now: int) -> None:
         """Promotion: commit what was received whole. A record that still finds no room was never acknowledged, so nothing of
         it left: it is dropped, and its inputs are replayed."""
-        while self.waiting and self.path.commit(self.waiting[0], now):
-            self.waiting.popleft()
+        with contextlib.suppress(PeerError):
+            while self.waiting and self._commit(now):
+                self.waiting.popleft()
         self.waiting.clear()
         if self.path.commit_ns:
             self.clock.follow(self.path.now_ns, self.path.commit_ns)
