@@ -211,10 +211,15 @@ class Active:
 
     def released(self, now: int) -> list[Effect]:
         """Frames were handed to the ports. When this took so long that the lease may have run out meanwhile, the kernel may have
-        kept some, and nobody would send them again: this process ends, and the standby emits what it did not see."""
-        if self.state is S.ACTIVE and self.lease is not None and not self.lease.holds(now):
-            return [Stop(3, "stalled while releasing output, past its lease")]
-        return []
+        kept some, and only the standby knows which: it hears the channel end, claims, and emits what it did not see. We ask to go
+        solo only when it had its time and did not."""
+        if self.state is not S.ACTIVE or self.lease is None or self.lease.holds(now):
+            return []
+        reason = "stalled past the lease while releasing output"
+        self._end_session()
+        self._move("lost")
+        self.lost_ns = self.asked_ns = now
+        return [DropPeer(reason), Event("standby_lost", {"reason": reason, "proof": False})]
 
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
         """The channel ended or broke the protocol, the kernel says that the process is dead (`proof`), or silence."""

@@ -105,6 +105,7 @@ class SimNode:
         self.promoted = 0
         self.permanent_mark = 0
         self.outputs: dict[bytes, int] = {}                 # frame -> epoch it was sent in
+        self.binned: list[bytes] = []                       # kept by the kernel's fence
         self.permitted = 0                                  # epochs that were let go before protection
         self.ports = [SimPort(self, hub) for hub in world.hubs]
         self._slow_ns = 0
