@@ -45,7 +45,7 @@ __all__ = ["Context", "NetworkFunction", "PollingAgent", "PollingFunction"]
 
 
 class Context(Protocol):
-    """What a function may ask of the node while one of its methods runs. Not to be kept past the call."""
+    """What a function may ask of the node while one of its methods runs. Not to be kept past the call, but for `call_soon`."""
 
     @property
     def now_ns(self) -> int:

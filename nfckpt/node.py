@@ -80,6 +80,7 @@ MS = 1_000_000
 EXIT = {
     0: "stopped", 2: "bad configuration", 3: "fenced", 4: "handed over", 5: "refused by the active", 6: "divergent",
     7: "a port is gone", 8: "the app raised an exception", 9: "unprotectable", 10: "keeper gone", 11: "lost the active before it was whole",
+    12: "refused by the active for now",
 }
 
 
@@ -211,6 +212,9 @@ class Node:
             return 0
         except _Stopped as e:
             self.ended_in_order = e.code == 0
+            if isinstance(self.core, Standby) and self.takeover is None:
+                self._perform(self.core.leave())
+                self._push(time.monotonic_ns())
             self._report("stopped", {"code": e.code, "reason": e.reason})
             return e.code
         except PortError as e:
@@ -250,9 +254,10 @@ class Node:
         sys.setswitchinterval(0.0005)
 
     def _close(self) -> None:
-        self._drop_channel()
-        for port in self.ports:
-            port.close()
+        """Only what the process's end does not do by itself. Closing a packet socket takes the kernel tens of ms, in which the
+        peer, told by the end of the channel but not by that of the process, would have to kill us."""
+        if self.hosts:
+            self._drop_channel()        # says goodbye
         if self.lease is not None:
             # a node that ends otherwise stays fenced: the table outlives it
             if self.ended_in_order:
@@ -484,7 +489,7 @@ class Node:
         self._adopt(transport)
         core = self.core = Standby(pair=self.config.name, node=self.node, layout=self.layout, bounds=b,
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
-                                   now=time.monotonic_ns())
+                                   now=time.monotonic_ns(), key_check=self.secrets.check)
         self._attach()
         self._perform(core.hello())
         while not self.promoted:
@@ -588,8 +593,10 @@ class Node:
         lease = LeaseClock(b.lease_ms, b.beat_ms) if self.hosts else None
         core = self.core = Active(pair=self.config.name, node=self.node, peer=self.peer, layout=self.layout, bounds=b, term=term,
                                   agent=agent, engine=engine, writer=self.writer, clock=self.clock, lease=lease,
-                                  kills=not self.hosts)
+                                  kills=not self.hosts, key_check=self.secrets.check)
         self._perform(core.unlimited(time.monotonic_ns()))
+        if takeover is not None and takeover.unheard:
+            core.unheard, core.took_ns = True, takeover.started_ns
         ctx = self.ctx = _Context(agent, self.clock)
         ctx.tick(time.monotonic_ns())
         reemitted = 0
@@ -712,6 +719,7 @@ class Node:
         return quiet
 
     _handed = 0
+    _refused = _refused_ns = 0      # handshakes that failed, as far as reported, and when the next report may be
 
     def _slow(self, core: Active, now: int) -> None:
         """About once a millisecond: everything that is not a packet's or an epoch's business."""
@@ -729,10 +737,12 @@ class Node:
             why = f"the app kept its frames through {core.engine.aborts_in_row} quiesce attempts"
             if not self.bounds.unsafe_release_on_abort:
                 raise _Stopped(9, why)
-            self._perform(core.on_peer_lost(now, f"unprotectable: {why}", False))
+            self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
         if core.handing_over:
             self._perform(core.handed_over(now))
+        if self.transport is None and self.watch is not None and core.state.value == "solo":
+            self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room
         if self.transport is None and (fresh := self.listener.poll()) is not None:
@@ -740,6 +750,9 @@ class Node:
                 self._adopt(fresh)
             else:
                 fresh.close()
+        if self.listener.refused != self._refused and now >= self._refused_ns:
+            self._refused, self._refused_ns = self.listener.refused, now + 1000 * MS
+            self._report("follower_refused", {"reason": self.listener.refusal})
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
@@ -795,4 +808,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    sys.stderr.flush()
+    os._exit(ended)         # the peer waits for our death, and not for the interpreter's tidying up

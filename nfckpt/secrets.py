@@ -18,10 +18,11 @@ def new_key() -> bytes:
 
 
 class PairSecrets:
-    """`tap`: names of frames; `table`: hashing in the app's tables; `channel`: authentication between hosts. 32 bytes each."""
+    """`tap`: names of frames; `table`: hashing in the app's tables; `channel`: authentication between hosts;
+    `check`: says that two nodes have one key, and nothing about it. 32 bytes each."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) != 32:
             raise ConfigError(f"a pair's key of {len(key)} bytes", "it has 32: `nfckpt key`")
-        self.tap, self.table, self.channel = (
-            HKDF(hashes.SHA256(), 32, None, b"nfckpt 1 " + purpose).derive(key) for purpose in (b"tap", b"table", b"channel"))
+        self.tap, self.table, self.channel, self.check = (
+            HKDF(hashes.SHA256(), 32, None, b"nfckpt 1 " + purpose).derive(key) for purpose in (b"tap", b"table", b"channel", b"check"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +32,12 @@ def test_importing_it_costs_next_to_nothing() -> None:
     for first, second, *_ in runs:
         assert first.endswith(" []") and second == "False", (first, second)
     assert min(float(first.split()[0]) for first, *_ in runs) < 0.05
+
+
+def test_a_missing_build_says_what_to_type(tmp_path: Path) -> None:
+    native = Path(nfckpt.__file__).parent / "native"
+    (tmp_path / "native").mkdir()
+    shutil.copy(native / "__init__.py", tmp_path / "native")
+    (tmp_path / "native" / "arena.pyx").touch()
+    done = subprocess.run([sys.executable, "-c", "import native"], cwd=tmp_path, capture_output=True, text=True)
+    assert "not built: arena (in the checkout, type `make ext`" in done.stderr

@@ -49,6 +49,7 @@ class Keeper:
         self.last_exit: tuple[int, str] | None = None
         self.events: deque[tuple[str, int, dict[str, Any]]] = deque(maxlen=1000)
         self._reason = ""               # why this life ended, where it could say so itself
+        self._was_whole = False         # this life was half of a protected pair: what ended it was not its start
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()
         self._replies: dict[int, dict[str, Any]] = {}
@@ -127,7 +128,8 @@ class Keeper:
             self._witness(Question("gone", self.spec.node))
             if self._stopping.is_set() or code in NO_RESTART:
                 return
-            pause = RESTART_S_MIN if time.monotonic() - began > 2 else min(pause * 2, RESTART_S_MAX)
+            good = self._was_whole or time.monotonic() - began > RESTART_S_MAX
+            pause = RESTART_S_MIN if good else min(pause * 2, RESTART_S_MAX)
             self._stopping.wait(pause)
 
     def _one_life(self) -> int:
@@ -138,9 +140,9 @@ class Keeper:
             process = subprocess.Popen(
                 [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
                 pass_fds=(theirs.fileno(), *self._pass_fds),
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)})   # it finds the app we find
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
         self.process = process
-        self._reason = ""
+        self._reason, self._was_whole = "", False
         self.starts += 1
         wire.send(ours, self.spec)
         with self._lock:
@@ -169,6 +171,7 @@ class Keeper:
         else:
             if message.name == "stopped":
                 self._reason = str(message.fields["reason"])
+            self._was_whole |= message.name in ("standby", "protected")
             self._event(message.name, message.fields, message.at_ns)
 
     def _witness(self, question: Question) -> Answer | None:
@@ -184,3 +187,8 @@ class Keeper:
         if self._on_event is not None:
             with contextlib.suppress(Exception):
                 self._on_event(*row)
+
+
+def _path() -> str:
+    """The node finds the app where this process finds modules: in its script's folder too, and in a PYTHONPATH set since."""
+    return os.pathsep.join(filter(None, [*sys.path, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))

@@ -6,7 +6,8 @@ Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            eac
                      once the active told us that it is recorded, and unless it parted from us first.
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
-            SETTLE   keep reading the segment and the channel until no committed output is unaccounted for, or the skew is over.
+            SETTLE   keep reading the segment and the channel until every committed output that can have left was seen, or the skew
+                     is over. (Over shared memory an output whose ack the dead active had not read cannot have left.)
             LIVE     apply what is registered, re-emit, restart the app, replay (the shell does it, on Promote).
 
 A denied claim ends the process: somebody else has the term.
@@ -48,6 +49,7 @@ class Takeover:
         self.started_ns, self.lost_ns = now, lost_ns
         self.step = Step.CLAIM
         self.marks: dict[str, int] = {}
+        self.unheard = False            # the witness was told, not asked, and has not said that it knows
         self._asked_ns = 0
         self._killed = False
         self._fenced_ns = 0
@@ -58,6 +60,8 @@ class Takeover:
 
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered our claim (or our report of a takeover on proof)."""
+        if answer.verb == "took":
+            self.unheard = False
         if answer.verb in ("claim", "took") and answer.said != "ok":
             return [Stop(3, f"the claim of term {self.term} was denied: {answer.holder or 'nobody'} holds term {answer.term}")]
         if answer.verb == "claim" and self.step is Step.CLAIM:
@@ -72,6 +76,7 @@ class Takeover:
         effects: list[Effect] = []
         if self.step is Step.CLAIM:
             if self.standby.promotable and ((self.proof and self.kills and not self.parted) or self.handover):
+                self.unheard = True             # the active goes on telling it
                 effects.append(Ask(Question("took", self.node, self.term)))
                 self._next(now, Step.FENCE)
             elif now - self._asked_ns > self.bounds.claim_ms_max * MS or not self._asked_ns:
@@ -90,7 +95,7 @@ class Takeover:
                 self._fenced(now)
         if self.step is Step.SETTLE:
             settled = self.standby.tap.read_ns >= self._fenced_ns + self.bounds.tap_skew_ms_max * MS
-            if settled or not self.standby.tap.waiting_outputs:
+            if settled or not self.standby.tap.waiting_outputs_below(self.standby.path.released_at_most()):
                 self._next(now, Step.LIVE)
                 effects.append(Promote(self.term))
         return effects

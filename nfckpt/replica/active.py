@@ -45,6 +45,7 @@ from nfckpt.wire.messages import (
     Ack,
     Handover,
     Hello,
+    Leave,
     Protected,
     Refuse,
     TapOpen,
@@ -91,8 +92,9 @@ class Active:
     """`node`, `peer`: ids; `lease`: emission is bounded by the kernel (profile hosts); `kills`: by the peer (profile host)."""
 
     def __init__(self, *, pair: str, node: str, peer: str, layout: bytes, bounds: Bounds, term: int, agent: Agent,
-                 engine: Engine, writer: EpochWriter, clock: PairClock, lease: LeaseClock | None, kills: bool) -> None:
-        self.pair, self.node, self.peer, self.layout = pair, node, peer, layout
+                 engine: Engine, writer: EpochWriter, clock: PairClock, lease: LeaseClock | None, kills: bool,
+                 key_check: bytes = b"") -> None:
+        self.pair, self.node, self.peer, self.layout, self.key_check = pair, node, peer, layout, key_check
         self.bounds, self.term, self.lease, self.kills = bounds, term, lease, kills
         self.agent, self.engine, self.writer, self.clock = agent, engine, writer, clock
         self.path = ActivePath(agent, engine, writer, bounds.sync_group_pages_max)
@@ -108,7 +110,10 @@ class Active:
         self.silent = False             # for so long that the follower may have claimed our term's successor
         self.asked_ns = 0
         self.handing_over = False
+        self.giving_up = ""             # why protection is to end while the standby is alive and well
         self.lost_ns = 0
+        self.took_ns = 0
+        self.unheard = False            # taken over by the standing grant, and the witness has not said that it knows
         agent.gate.open()
 
     def _move(self, event: str) -> None:
@@ -135,21 +140,23 @@ class Active:
         hello = decode_control(payload)
         if not isinstance(hello, Hello):
             raise PeerError(f"a follower began with {type(hello).__name__}")
-        why = ""
+        why, again = "", False
         if hello.pair != self.pair:
             why = f"this is pair {self.pair!r}, not {hello.pair!r}"
         elif hello.protocol != PROTOCOL:
             why = f"protocol {hello.protocol}, ours is {PROTOCOL}: run the same nfckpt on both nodes"
+        elif hello.key != self.key_check:
+            why = "another key: give both nodes the same"
         elif hello.layout != self.layout:
             why = "the state's layout differs: run the same app with the same parameters on both nodes"
         elif hello.node != self.peer:
             why = f"node {hello.node!r} is not the peer of {self.node!r}"
-        elif self.engine.unprotectable:
+        elif again := self.engine.unprotectable:
             why = "the active is unprotectable: its app keeps frames across polls"
-        elif self.state is not S.SOLO:
+        elif again := self.state is not S.SOLO:
             why = f"the active is {self.state.value} and follows up its present standby first"
         if why:
-            return [Send(kinds.CONTROL, encode_control(Refuse(why))), DropPeer(f"refused: {why}"),
+            return [Send(kinds.CONTROL, encode_control(Refuse(why, again))), DropPeer(f"refused: {why}"),
                     Event("follower_refused", {"reason": why})]
         self._move("hello")
         gate = self.agent.gate
@@ -192,6 +199,8 @@ class Active:
         if isinstance(message, Whole) and self.state is S.PROTECTING and self.writer.sync_done:
             self.whole = True
             return [] if self.lease else self._record(now)
+        if isinstance(message, Leave):
+            return self.on_peer_lost(now, "it left in order", True)     # as good as dead: it will not use its grant
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
 
     def _on_beat_ack(self, now: int, payload: memoryview) -> list[Effect]:
@@ -249,6 +258,15 @@ class Active:
             effects += self._solo(now, reason)
         return effects
 
+    def give_up(self, now: int, reason: str) -> list[Effect]:
+        """Go on without protection. A recorded standby keeps its channel until the witness struck it: seeing that end, it claims."""
+        if self.state is S.PROTECTING and not self.recording:
+            return self.on_peer_lost(now, reason, False)
+        if self.state is not S.ACTIVE or (self.giving_up and now - self.asked_ns <= self.bounds.claim_ms_max * MS):
+            return []
+        self.giving_up, self.asked_ns = reason, now
+        return [Ask(self._question("solo"))]
+
     def _question(self, verb: str) -> Question:
         return Question(verb, self.node, self.term, self.peer if verb == "protected" else "", number=self.session)
 
@@ -265,6 +283,8 @@ class Active:
             if self.state is S.HOLDING:
                 self._move("denied")
             return [Stop(3, f"fenced: {answer.holder or 'nobody'} holds term {answer.term}, ours is {self.term}")]
+        if answer.verb == "took":
+            self.unheard = False
         if answer.number != self.session:
             return []
         if answer.verb == "protected" and self.state is S.PROTECTING:
@@ -276,6 +296,8 @@ class Active:
                 return [KillPeer()]             # on_peer_lost(proof) follows
             self._move("void")
             return self._solo(now, "grant void")
+        if answer.verb == "solo" and self.giving_up and self.state is S.ACTIVE:
+            return self.on_peer_lost(now, self.giving_up, False)
         return []
 
     def _solo(self, now: int, reason: str) -> list[Effect]:
@@ -285,6 +307,7 @@ class Active:
         self.agent.recording = False
         self.agent.forget_names()
         self.tap_open = self.whole = self.recording = self.handing_over = False
+        self.giving_up = ""
         self.path.holding = self.path.sync_pages = False
         effects: list[Effect] = self.unlimited(now)
         return [*effects, Event("solo", {"reason": reason, "released": held, "term": self.term})]
@@ -312,6 +335,9 @@ class Active:
                 effects.append(Send(kinds.BEAT, encode_ack(Ack(self.session, number, now, echo_ns, empty, 0))))
             if now - self.path.heard_ns > b.hang_ms_max * MS:
                 return effects + self.on_peer_lost(now, f"standby silent for {(now - self.path.heard_ns) // MS} ms", False)
+        if self.unheard and now - self.took_ns > b.claim_ms_max * MS:
+            self.took_ns = now
+            effects.append(Ask(Question("took", self.node, self.term)))
         if (self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now

@@ -28,6 +28,7 @@ from nfckpt.wire.messages import (
     PROTOCOL,
     Handover,
     Hello,
+    Leave,
     Protected,
     Refuse,
     TapOpen,
@@ -66,7 +67,8 @@ class Standby:
     """`arena` is blank and no app has touched it; `tap` reads the same segment as the active's ports."""
 
     def __init__(self, *, pair: str, node: str, layout: bytes, bounds: Bounds, secret: bytes, arena: Arena, tap: Tap,
-                 clock: PairClock, now: int) -> None:
+                 clock: PairClock, now: int, key_check: bytes = b"") -> None:
+        self.key_check = key_check
         self.pair, self.node, self.layout, self.bounds, self.secret = pair, node, layout, bounds, secret
         self.arena, self.tap, self.clock = arena, tap, clock
         self.state = S.JOINING
@@ -100,7 +102,11 @@ class Standby:
         return self.state in (S.WHOLE, S.STANDBY)
 
     def hello(self) -> list[Effect]:
-        return [Send(kinds.CONTROL, encode_control(Hello(self.pair, self.node, PROTOCOL, self.layout)))]
+        return [Send(kinds.CONTROL, encode_control(Hello(self.pair, self.node, PROTOCOL, self.layout, self.key_check)))]
+
+    def leave(self) -> list[Effect]:
+        """This process ends in order, and has claimed nothing."""
+        return [Send(kinds.CONTROL, encode_control(Leave(self.session)))] if self.session else []
 
     def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
         """Raises PeerError for anything that does not belong here."""
@@ -121,7 +127,7 @@ class Standby:
             raise PeerError(f"message of kind {kind} from the active")
         message = decode_control(payload)
         if isinstance(message, Refuse) and self.state is S.JOINING:
-            return [Stop(5, f"the active refused us: {message.reason}")]
+            return [Stop(12 if message.again else 5, f"the active refused us: {message.reason}")]
         if isinstance(message, Welcome) and self.state is S.JOINING:
             self._move("welcome")
             self.path.begin(message.session, message.term, message.epoch)

@@ -21,7 +21,7 @@ import msgspec
 from nfckpt.errors import PeerError
 
 __all__ = [
-    "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Protected", "Refuse", "TapOpen", "Welcome", "Whole",
+    "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Protected", "Refuse", "TapOpen", "Welcome", "Whole",
     "decode_ack", "decode_control", "encode_ack", "encode_control",
 ]
 
@@ -62,12 +62,14 @@ class Hello(_Message):
     node: str
     protocol: int
     layout: bytes
+    key: bytes = b""            # PairSecrets.check
 
 
 class Refuse(_Message):
-    """Active → follower: no, and why."""
+    """Active → follower: no, and why. `again`: not now; else never, as the two of you are set up."""
 
     reason: str
+    again: bool = False
 
 
 class Welcome(_Message):
@@ -105,7 +107,13 @@ class Handover(_Message):
     term: int
 
 
-Control = Hello | Refuse | Welcome | TapOpen | Whole | Protected | Handover
+class Leave(_Message):
+    """Follower → active: this process ends in order and uses no grant. Nobody has to be killed, nothing has to be waited for."""
+
+    session: int
+
+
+Control = Hello | Refuse | Welcome | TapOpen | Whole | Protected | Handover | Leave
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)

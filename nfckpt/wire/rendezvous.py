@@ -68,6 +68,16 @@ class Listener:
     def poll(self) -> Transport | None:
         return self._of.accept() if isinstance(self._of, ShmListener) else self._of.poll()
 
+    @property
+    def refused(self) -> int:
+        """Handshakes that failed so far."""
+        return self._of.refused
+
+    @property
+    def refusal(self) -> str:
+        """Why the last handshake failed, "" while none did."""
+        return self._of.last_refusal or ""
+
     def fileno(self) -> int:
         return self._of.fileno()
 

@@ -21,6 +21,16 @@ from nfckpt.native.headers cimport parse
 from nfckpt.native.port_set cimport raise_gone
 
 
+cdef int must_be_handed_out(Agent agent, Burst burst) except -1:
+    """A frame that was never handed out must not be given back: in_flight would pass below 0 and no cut come again."""
+    cdef uint32_t i, n = 0
+    for i in range(burst.n):
+        n += burst.verdict[i] != DONE
+    if n > agent.in_flight:
+        raise StateError(f"a burst gives back {n} frames of {agent.in_flight} handed out", "send frames of your own with emit")
+    return 0
+
+
 cdef class Agent:
     """Over `ports` (list of Port), an arena and a gate. `secret`: 32 bytes shared by the pair."""
 
@@ -103,7 +113,8 @@ cdef class Agent:
     def tx_burst(self, Burst burst not None):
         """Frames with verdict SEND go into the gate, those with DROP are dropped; both become DONE. Returns how many were
         sent. A frame the gate has no room for keeps its verdict and stays owned by the app: send it again or drop it.
-        Raises StateError for an output port that does not exist."""
+        Raises StateError for an output port that does not exist, and for frames that were not handed out."""
+        must_be_handed_out(self, burst)
         cdef int sent = self.send(burst)
         if sent < 0:
             raise StateError(f"a frame was sent to port {max(burst.out_port)} of {self._ports.n}")
@@ -133,6 +144,7 @@ cdef class Agent:
 
     def drop(self, Burst burst not None):
         """Drop every frame the app still owns in `burst`. Returns how many."""
+        must_be_handed_out(self, burst)
         return self.let_go(burst)
 
     cdef int let_go(self, Burst burst) noexcept nogil:
@@ -147,6 +159,7 @@ cdef class Agent:
 
     def finish(self, Burst burst not None):
         """tx_burst, then drop what is left: frames without a verdict are counted as undecided."""
+        must_be_handed_out(self, burst)
         cdef int sent = self.complete(burst)
         if sent < 0:
             raise StateError(f"a frame was sent to port {max(burst.out_port)} of {self._ports.n}")
@@ -168,6 +181,7 @@ cdef class Agent:
         cdef int handle = -1
         if i < 0 or i >= burst.n or burst.verdict[i] == DONE:
             raise IndexError(i)
+        must_be_handed_out(self, burst)
         if self.parking is not None:
             handle = self.parking.park(burst.port[i], burst.data(i), burst.length[i])
         if handle < 0:

@@ -204,6 +204,7 @@ cdef class EpochWriter:
 
 cdef extern from *:
     int __builtin_ctzll(uint64_t) noexcept nogil
+    void __builtin_prefetch(const void*, int) noexcept nogil
 
 cdef extern from "string.h" nogil:
     void* memmove(void*, const void*, size_t)
@@ -297,6 +298,8 @@ cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil:
         CHECK(tap.expect(h.first_seq + i, <uint8_t>oh.port, r.outputs + q, oh.length, now))
         q += pad8(oh.length)
     for i in range(h.n_names):
+        tap.soon(r.keys[i])
+    for i in range(h.n_names):
         tap.name(r.keys[i], r.ports[i], now)
     if h.ports_empty:
         tap.mark_empty(h.ports_empty, h.echo_ns)
@@ -312,28 +315,32 @@ cdef void swap_words(uint64_t* a, uint64_t* b, int n) noexcept nogil:
         b[i] = t
 
 
-cdef void _swap_lines(Record* r, Arena arena) noexcept nogil:
-    cdef uint32_t i
-    for i in range(r.h.n_lines):
-        swap_words(<uint64_t*>(arena.base + <uint64_t>r.line_no[i] * LINE), <uint64_t*>(r.lines + <uint64_t>i * LINE), LINE // 8)
+cdef inline void _swap_line(Record* r, Arena arena, uint32_t i) noexcept nogil:
+    swap_words(<uint64_t*>(arena.base + <uint64_t>r.line_no[i] * LINE), <uint64_t*>(r.lines + <uint64_t>i * LINE), LINE // 8)
 
 
-cdef void _swap_pages(Record* r, Arena arena) noexcept nogil:
-    cdef uint32_t i
-    for i in range(r.h.n_pages):
-        swap_words(<uint64_t*>(arena.base + <uint64_t>r.page_no[i] * PAGE), <uint64_t*>(r.pages + <uint64_t>i * PAGE), PAGE // 8)
+cdef inline void _swap_page(Record* r, Arena arena, uint32_t i) noexcept nogil:
+    swap_words(<uint64_t*>(arena.base + <uint64_t>r.page_no[i] * PAGE), <uint64_t*>(r.pages + <uint64_t>i * PAGE), PAGE // 8)
 
 
 cdef void record_apply(Record* r, Arena arena) noexcept nogil:
     """Exchange the record's lines and pages with the arena's: the record becomes the undo log."""
-    _swap_lines(r, arena)
-    _swap_pages(r, arena)
+    cdef uint32_t i
+    for i in range(r.h.n_lines):        # they lie anywhere: ask for all before the first is needed
+        __builtin_prefetch(arena.base + <uint64_t>r.line_no[i] * LINE, 1)
+    for i in range(r.h.n_lines):
+        _swap_line(r, arena, i)
+    for i in range(r.h.n_pages):
+        _swap_page(r, arena, i)
 
 
 cdef void record_undo(Record* r, Arena arena) noexcept nogil:
-    """Inverse of record_apply, in reverse order: a line may lie in a page."""
-    _swap_pages(r, arena)
-    _swap_lines(r, arena)
+    """Inverse of record_apply, last first: a line may lie in a page, and a peer may name one twice."""
+    cdef uint32_t i
+    for i in range(r.h.n_pages, 0, -1):
+        _swap_page(r, arena, i - 1)
+    for i in range(r.h.n_lines, 0, -1):
+        _swap_line(r, arena, i - 1)
 
 
 cdef bint record_agrees(Record* r, Arena arena, const uint64_t* secret) noexcept nogil:

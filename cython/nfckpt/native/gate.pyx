@@ -107,7 +107,7 @@ cdef class Gate:
         if n or self._waiting or full:
             self._waiting = 0
             for p in range(self._ports.n):
-                if self._ports.flush(p) > 0:
+                if self._ports.flush(p) != 0:       # some wait, or the port is gone with what it had taken
                     self._waiting += 1
             if self._waiting == 0:
                 self.released_through = self.head

@@ -32,6 +32,7 @@ cdef class KeyedFifo:
     cdef bint room(self, uint32_t frames, uint64_t nbytes) noexcept nogil
     cdef uint32_t push(self, uint64_t key, uint64_t ts, uint64_t seq, uint8_t port,
                        const uint8_t* data, uint32_t n) noexcept nogil
+    cdef void prefetch(self, uint64_t key) noexcept nogil
     cdef uint32_t find(self, uint64_t key) noexcept nogil
     cdef void remove(self, uint32_t index) noexcept nogil
     cdef uint32_t oldest(self) noexcept nogil

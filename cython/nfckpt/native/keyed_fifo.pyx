@@ -15,6 +15,10 @@ from libc.string cimport memcpy, memset
 from nfckpt.native.arena cimport CHECK
 
 
+cdef extern from *:
+    void __builtin_prefetch(const void*, int) noexcept nogil
+
+
 cdef inline uint32_t _bucket(uint64_t key, uint32_t mask) noexcept nogil:
     return <uint32_t>(key ^ (key >> 29)) & mask
 
@@ -96,6 +100,12 @@ cdef class KeyedFifo:
         self.tail += 1
         self.live += 1
         return i
+
+    cdef void prefetch(self, uint64_t key) noexcept nogil:
+        """find, push or remove of `key` comes soon."""
+        cdef uint32_t b = _bucket(key, self.mask)
+        __builtin_prefetch(&self.first[b], 1)
+        __builtin_prefetch(&self.last[b], 1)
 
     cdef uint32_t find(self, uint64_t key) noexcept nogil:
         cdef uint32_t i = self.first[_bucket(key, self.mask)]

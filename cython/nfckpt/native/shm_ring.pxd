@@ -52,6 +52,7 @@ cdef class ShmRing:
 
     cdef int push(self, int kind, const uint8_t* data, uint64_t n) noexcept nogil
     cdef int pop(self, ShmMessage* m) noexcept nogil
+    cdef uint64_t read_by_peer(self) noexcept nogil
     cdef void put_back(self, ShmMessage* m) noexcept nogil
     cdef int drain(self) noexcept nogil
     cdef bint announce_sleep(self) noexcept nogil

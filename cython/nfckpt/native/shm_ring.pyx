@@ -283,6 +283,14 @@ cdef class ShmRing:
             if r != 0:
                 return r
 
+    cdef uint64_t read_by_peer(self) noexcept nogil:
+        """How far the peer has read what we wrote, in the terms of `head`. Final once the peer is dead. 0 where it lies."""
+        cdef uint64_t tail
+        if self.rx is None or self.rx.h == NULL:
+            return self.seen_tail
+        tail = nf_acquire(&self.rx.h.tail)
+        return tail if tail - self.seen_tail <= self.head - self.seen_tail else 0
+
     cdef void put_back(self, ShmMessage* m) noexcept nogil:
         """The message just popped is for somebody else: the next pop gives it again."""
         self.unread = m[0]

@@ -5,6 +5,9 @@ from nfckpt.native.arena cimport Arena
 from nfckpt.native.shm_ring cimport ShmRing
 from nfckpt.native.tap cimport Tap
 
+cdef enum:
+    ACKS = 1024
+
 @cython.final
 cdef class StandbyPath:
     cdef readonly Tap tap
@@ -26,6 +29,8 @@ cdef class StandbyPath:
     cdef readonly uint64_t epochs
     cdef readonly uint64_t divergent_epoch  # 0: none
     cdef int fault
+    cdef uint64_t ack_head[ACKS]            # where in the ring the last acks end,
+    cdef uint64_t ack_seq[ACKS]             # and which outputs each one let go
 
     cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
     cdef void fill_ack(self, void* out, uint64_t number, uint64_t now) noexcept nogil

@@ -9,6 +9,7 @@ replica/standby.py's; everything that is no epoch is handed to it.
 """
 from nfckpt.errors import PeerError, StateError
 
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.epoch cimport (
@@ -34,6 +35,8 @@ cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse
     OTHER_SESSION = 100
     OTHER_EPOCH = 101
     EARLY_PAGES = 102
+
+cdef uint64_t ALL = 0xffffffffffffffff
 
 cdef struct Ack:                # drawn in nfckpt/wire/messages.py
     uint64_t session, epoch, stamp_ns, echo_ns
@@ -119,6 +122,9 @@ cdef class StandbyPath:
         if from_ring:
             self.fill_ack(&ack, r.h.epoch, now)
             self._ring.push(KIND_ACK, <uint8_t*>&ack, ACK_BYTES)
+            # an ack that waits in the backlog is out of the active's sight
+            self.ack_head[r.h.epoch % ACKS] = self._ring.head if self._ring.wait_at == self._ring.wait_end else ALL
+            self.ack_seq[r.h.epoch % ACKS] = self.next_seq
         record_apply(&r, self.arena)
         self.epochs += 1
         if r.h.flags & SYNC_LAST:
@@ -133,6 +139,18 @@ cdef class StandbyPath:
         ack.stamp_ns, ack.echo_ns = now, self.peer_stamp
         ack.amount = self.tap.inputs.live
         ack.flags = TAP_GAP if now < self.tap.gap_until else 0
+
+    def released_at_most(self):
+        """No output with this number or a higher one can have left: the active, dead now, had not read the ack that lets it
+        go. 2**64 - 1 where the channel does not tell (TCP)."""
+        cdef uint64_t epoch, read
+        if not self.has_ring:
+            return int(ALL)
+        read = self._ring.read_by_peer()
+        for epoch in range(self.epoch, max(0, <int64_t>self.epoch - ACKS), -1):
+            if self.ack_head[epoch % ACKS] and self.ack_head[epoch % ACKS] <= read:
+                return int(self.ack_seq[epoch % ACKS])
+        return 0
 
     def ack(self, uint64_t number, uint64_t now):
         """The 40 bytes of an ACK of epoch `number` (or a BEAT_ACK of beat `number`)."""

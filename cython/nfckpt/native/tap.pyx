@@ -103,13 +103,18 @@ cdef class Tap:
             return False
         if self.inputs.push(key, ts, 0, port, data, n) == NO_ENTRY:
             self.c.overflow += 1
-            self.gap_until = ts + 4 * self.skew_ns
+            self._gap_at(ts)
             return False
         return True
 
     cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil:
         if ts > self.named_ts[port]:
             self.named_ts[port] = ts
+
+    cdef void _gap_at(self, uint64_t ts) noexcept nogil:
+        """A frame of that time may be missing here. A gap only grows: a full queue's frame may be older than noted drops."""
+        if ts + 4 * self.skew_ns > self.gap_until:
+            self.gap_until = ts + 4 * self.skew_ns
 
     def poll(self, uint64_t now, int bursts_max=8):
         """Read every port until it is empty, or `bursts_max` bursts of it. `now`: read before the call. Returns frames read.
@@ -150,7 +155,7 @@ cdef class Tap:
             port.refresh_counters()
             drops += port.c.rx_ring_drops
         if drops != self._drops and self.buffering:
-            self.gap_until = now + 4 * self.skew_ns
+            self._gap_at(now)
         self._drops = drops
 
     # ── epochs ───────────────────────────────────────────────────────────────────────────────────
@@ -161,6 +166,11 @@ cdef class Tap:
 
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil:
         return self.credits.room(names, 0) and self.expected.room(outputs, output_bytes + 16384)
+
+    cdef void soon(self, uint64_t key) noexcept nogil:
+        """name(key) comes soon: fetch what it will look at."""
+        self.inputs.prefetch(key)
+        self.credits.prefetch(key)
 
     cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil:
         """An epoch answers for one frame."""
@@ -294,6 +304,11 @@ cdef class Tap:
     def waiting_outputs(self):
         """Committed outputs not yet seen leaving."""
         return int(self.expected.live)
+
+    def waiting_outputs_below(self, uint64_t seq):
+        """Whether a committed output with a number below `seq` was not yet seen leaving (they are kept in order)."""
+        cdef uint32_t i = self.expected.oldest()
+        return i != NO_ENTRY and self.expected.entries[i].seq < seq
 
     @property
     def waiting_credits(self):

@@ -1,0 +1,80 @@
+"""What every kind of pair can do, over two keepers and a witness, wherever they live."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from nfckpt.errors import ConfigError, ProtectionError
+from nfckpt.failover.witness import WitnessView
+
+__all__ = ["KeeperLike", "PairBase"]
+
+
+class KeeperLike(Protocol):
+    """A Keeper, or a handle on one elsewhere."""
+
+    @property
+    def gave_up(self) -> bool: ...
+    @property
+    def last_exit(self) -> tuple[int, str] | None: ...
+    def status(self, timeout_s: float = 1.0) -> dict[str, Any]: ...
+    def command(self, verb: str, timeout_s: float = 1.0) -> dict[str, Any]: ...
+    def kill(self, signal_number: int) -> int: ...
+
+
+class PairBase:
+    """Subclasses give `keepers`, `view()` and LOOK_S, how often a waiting caller looks."""
+
+    LOOK_S = 0.002
+    keepers: Mapping[str, KeeperLike]
+    _term_min = 0                       # a killed active's term is over, also before the witness heard of it
+
+    def view(self) -> WitnessView:
+        """Term, holder and recorded standby, by the witness."""
+        raise NotImplementedError
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """node → its status."""
+        return {name: keeper.status() for name, keeper in self.keepers.items()}
+
+    @property
+    def active(self) -> str:
+        """Who holds the term, by the witness; "" before anybody does."""
+        return self.view().holder
+
+    def wait_protected(self, timeout_s: float = 20.0, term: int = 0) -> str:
+        """Block until a standby is recorded: in `term` or later, and after a kill in a later term than the killed one's.
+        Returns the active's name.
+
+        Raises ProtectionError after `timeout_s`, and ConfigError as soon as a node cannot start at all.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            view = self.view()
+            if view.standby and view.holder and view.term >= max(term, self._term_min):
+                return view.holder
+            for name, keeper in self.keepers.items():
+                if keeper.gave_up and keeper.last_exit:
+                    raise ConfigError(f"node {name} cannot run: {keeper.last_exit[1]}")
+            time.sleep(self.LOOK_S)
+        ends = [f"{n}: {k.last_exit[1]}" for n, k in self.keepers.items() if k.last_exit]
+        raise ProtectionError(f"not protected within {timeout_s} s; active: {view.holder or 'none'}, standby: none",
+                              "; ".join(["how nodes ended", *ends]) if ends else "their standard error may say more")
+
+    def kill_active(self, signal_number: int = signal.SIGKILL) -> tuple[str, int]:
+        """Signal the active's packet process. Returns (node, pid). Raises ProtectionError when nobody is active."""
+        view = self.view()
+        node, term = view.holder, view.term
+        if not node:
+            raise ProtectionError("nobody is active now", "wait_protected() first")
+        if signal_number == signal.SIGKILL:
+            self._term_min = term + 1
+        return node, self.keepers[node].kill(signal_number)
+
+    def failover(self) -> bool:
+        """Planned switch to the standby. False when the pair is not protected."""
+        node = self.active
+        return bool(node and self.keepers[node].command("failover")["ok"])
