@@ -407,7 +407,7 @@ class World:
         self.referee.committed(session, epoch, None if arena is None else self._content(arena))
 
     def _content(self, arena: Arena) -> bytes:
-        return hashlib.sha256(memoryview(arena.view())[:self._used]).digest()
+        return hashlib.sha256(memoryview(arena.view().data)[:self._used]).digest()
 
     def unexpected(self, node: object, frame: Frame) -> None:
         assert isinstance(node, SimNode)
