@@ -7,8 +7,11 @@ Picture         keeper ──exec──► python -m nfckpt.node FD        one p
                    │ ◄── WitnessAsk, Report, Reply ──┘
                    └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order
 
-A process is started with exec, never fork, and dies with its keeper: it sees the socket's end, and the kernel kills it
-when the keeper's process is killed (PR_SET_PDEATHSIG is set by the process itself, from its own main thread).
+A process is started with exec, never fork, and ends with its keeper: it sees the socket's end within a millisecond.
+(PR_SET_PDEATHSIG would be no better: it means the parent's thread, and a stopped process has a fence either way.)
+
+A takeover on proof is not asked for but reported (`took`). A report that the witness did not hear is repeated before the
+node's next question: else that question would be judged by the old term, and the new active fenced.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ class Keeper:
         self.events: deque[tuple[str, int, dict[str, Any]]] = deque(maxlen=1000)
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()
-        self._replies: dict[int, dict[str, Any]] = {}
+        self._replies: dict[int, dict[str, Any] | None] = {}     # None: awaited
+        self._untold: list[Question] = []
         self._replied = threading.Condition(self._lock)
         self._number = 0
         self._stopping = threading.Event()
@@ -80,12 +84,18 @@ class Keeper:
             self._number += 1
             number = self._number
             sock = self._sock
-        if sock is None or not wire.send(sock, wire.Command(verb, number)):
-            raise ProtectionError(f"node {self.spec.node} has no packet process now")
-        with self._replied:
-            if not self._replied.wait_for(lambda: number in self._replies, timeout_s):
-                raise ProtectionError(f"node {self.spec.node} did not answer {verb} in {timeout_s} s")
-            return self._replies.pop(number)
+            self._replies[number] = None
+        try:
+            if sock is None or not wire.send(sock, wire.Command(verb, number)):
+                raise ProtectionError(f"node {self.spec.node} has no packet process now")
+            with self._replied:
+                self._replied.wait_for(lambda: self._replies[number] is not None, timeout_s)
+        finally:
+            with self._lock:
+                reply = self._replies.pop(number)
+        if reply is None:
+            raise ProtectionError(f"node {self.spec.node} did not answer {verb} in {timeout_s} s")
+        return reply
 
     def kill(self, signal_number: int) -> int:
         """Send a signal to the packet process. Returns its pid, 0 when there is none."""
@@ -133,6 +143,7 @@ class Keeper:
                 pass_fds=(theirs.fileno(), *self._pass_fds), env={**os.environ, "PYTHONUNBUFFERED": "1"})
         self.process = process
         self.starts += 1
+        self._untold = []
         wire.send(ours, self.spec)
         with self._lock:
             self._sock = ours
@@ -152,13 +163,16 @@ class Keeper:
 
     def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
         if isinstance(message, wire.WitnessAsk):
-            answer = self._witness(message.question)
-            if answer is not None:
+            questions = [*self._untold, message.question]
+            while questions and (answer := self._witness(questions[0])) is not None:
                 wire.send(sock, wire.WitnessSaid(answer))
+                del questions[0]
+            self._untold = [q for q in questions if q.verb == "took"]       # others the node asks again
         elif isinstance(message, wire.Reply):
             with self._replied:
-                self._replies[message.number] = message.body
-                self._replied.notify_all()
+                if message.number in self._replies:     # else nobody waits any more
+                    self._replies[message.number] = message.body
+                    self._replied.notify_all()
         else:
             self._event(message.name, message.fields, message.at_ns)
 
