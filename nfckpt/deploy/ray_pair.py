@@ -17,7 +17,11 @@ node actor          its packet process ends with it, the peer takes over; Ray re
 actor for good      `RayPair` makes a new one (its placement group moves to another host where there is one)
 witness             `witness_lost`; the pair goes on as it is: in profile host still a takeover on proof, afterwards
                     unprotected. No term is granted any more: close the pair and start it again
-driver              Ray ends the node actors, so the pair stops; the witness stays in a cluster that stays
+driver              Ray ends the node actors, so the pair stops; the witness stays in a cluster that stays, and goes on
+                    counting when the pair is started again (a killed driver also leaves /tmp/nfckpt-*, a directory
+                    of socket names)
+a host              like the node actor on it. The witness lives on Ray's head: best a third host, for without witness
+                    profile hosts can neither take over nor go on alone
 Ray as a whole      the actors end, so the pair stops
 """
 
@@ -52,6 +56,7 @@ LONG_POLL_S = 0.5
 CALL_S_MAX = 5.0
 PLACE_S_MAX = 30.0
 WITNESS_LOOK_S = 1.0
+HEAD = "node:__internal_head__"
 CPU_OF_A_BUNDLE = 0.001         # a bundle may not be empty
 
 
@@ -80,10 +85,16 @@ class RayPair:
     # ── life ─────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> RayPair:
-        """Place and start both nodes; the first of the configuration leads. Two to five seconds with a new cluster."""
+        """Place and start both nodes; the first of the configuration leads. Three to five seconds with a new cluster."""
         try:
             self._join()
-            self._place()
+            import ray
+
+            try:
+                self._place()
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as e:
+                raise MachineError(f"pair {self.config.name!r} was not placed within {PLACE_S_MAX} s: {str(e).splitlines()[-1]}",
+                                   "does `ray status` show the nodes' resources?") from None
         except BaseException:
             self.close()
             raise
@@ -103,9 +114,7 @@ class RayPair:
         self._group = self._reserve()
         for name in self.config.nodes:          # first, because their names say whether this pair runs already
             self._nodes[name] = self._node_actor(name)
-        self._witness = ray.remote(WitnessActor).options(
-            name=self.witness_name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
-            max_restarts=0).remote()
+        self._witness = self._witness_actor()
         before = ray.get(self._witness.view.remote(), timeout=PLACE_S_MAX)["term"]
         # an actor answers once it is placed and built, both at the same time
         ray.get([actor.status.remote() for actor in self._nodes.values()], timeout=PLACE_S_MAX)
@@ -120,12 +129,30 @@ class RayPair:
         for thread in self._watchers:
             thread.start()
 
+    def _alive(self) -> list[dict[str, Any]]:
+        """The cluster's raylets."""
+        import ray
+
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return [n for n in nodes if n["Alive"]]
+
+    def _witness_actor(self) -> Any:
+        """On the head, beside Ray's own memory: a host more to depend on would make nothing safer."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        heads = [n["NodeID"] for n in self._alive() if HEAD in n["Resources"]]
+        place = {"scheduling_strategy": NodeAffinitySchedulingStrategy(heads[0], soft=True)} if heads else {}
+        return ray.remote(WitnessActor).options(
+            name=self.witness_name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
+            max_restarts=0, **place).remote()
+
     def _reserve(self) -> Any:
         """A placement group where the cluster has a choice: nodes of profile hosts apart, of profile host together."""
         import ray
         from ray.util.placement_group import placement_group
 
-        if sum(1 for n in ray.nodes() if n["Alive"]) < 2:
+        if len(self._alive()) < 2:
             return None
         bundles = [{"CPU": CPU_OF_A_BUNDLE, **node.resources} for node in self.config.nodes.values()]
         strategy = "STRICT_SPREAD" if self.config.profile == "hosts" else "STRICT_PACK"
