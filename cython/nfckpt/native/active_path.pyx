@@ -168,10 +168,11 @@ cdef class ActivePath:
 
     def beat(self):
         """(echo_ns, ports_empty) for a beat: the same word as a record carries, and it starts anew. While the open epoch has
-        consumed frames that no record names yet, "empty" would disown them: then the mask is 0 and nothing starts anew."""
+        consumed frames that no record names yet, "empty" would disown them: then the mask is 0 and nothing starts anew. So
+        too while a record waits in staging: the beat overtakes it."""
         cdef uint64_t echo = self.echo_ns
         cdef uint32_t empty = self.agent.ports_empty
-        if self.agent.names.n:
+        if self.agent.names.n or self.staged_bytes:
             return int(echo), 0
         self.echo_ns = self.peer_stamp
         self.agent.ports_empty = 0
