@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from nfckpt.clock import PairClock
+from nfckpt.config import Bounds
+from nfckpt.failover.takeover import Step, Takeover
+from nfckpt.failover.witness import Answer
 from nfckpt.native.active_path import ActivePath
-from tests.native_lab import MS, frame
+from nfckpt.native.arena import Arena
+from nfckpt.native.tap import Tap
+from nfckpt.replica.effects import Promote, Send
+from nfckpt.replica.standby import Standby
+from nfckpt.wire import kinds
+from nfckpt.wire.messages import Ack, Protected, Welcome, encode_ack, encode_control
+from tests.native_lab import MS, SECRET, ListPort, frame
 from tests.test_agent import Rig
 
 
@@ -27,3 +37,71 @@ def test_a_beat_that_overtakes_a_staged_record_disowns_nothing() -> None:
     assert path.beat()[1] == 0 and rig.agent.ports_empty == 3
     path.shipped()
     assert path.beat() == (100 * MS, 3)                 # behind the record it is true
+
+
+# ── standby and takeover ─────────────────────────────────────────────────────────────────────────
+
+SESSION, TERM = 77, 3
+
+
+class Follower:
+    """A standby without a node, over two ports; `records` come from an active without one."""
+
+    def __init__(self, **limits: int) -> None:
+        self.active = Rig()
+        self.active.protect()
+        self.active.path.sync_pages = True
+        self.bounds = Bounds(tap_skew_ms_max=20)
+        self.ports = [ListPort(), ListPort()]
+        self.tap = Tap(list(self.ports), SECRET, 20 * MS, **limits)
+        self.core = Standby(pair="p", node="b", layout=b"", bounds=self.bounds, secret=SECRET, arena=Arena(1 << 16), tap=self.tap,
+                            clock=PairClock(), now=1)
+        self.now = 1000 * MS
+
+    def hear(self, kind: int, payload: bytes) -> list[object]:
+        return list(self.core.on_message(self.now, kind, memoryview(bytearray(payload))))
+
+    def wait(self, ms: int) -> list[object]:
+        self.now += ms * MS
+        self.active.now = self.now
+        self.tap.poll(self.now)
+        return list(self.core.work(self.now))
+
+    def beat(self, empty: int = 0, echo_ns: int = 0) -> list[object]:
+        return self.hear(kinds.BEAT, encode_ack(Ack(SESSION, 9, 5, echo_ns, empty, 0)))
+
+    def record(self) -> bytes:
+        """What the active's open epoch says."""
+        self.active.path.poll(self.active.now)
+        staged = bytes(self.active.path.staged or b"")
+        self.active.path.shipped()
+        return staged
+
+    def whole(self) -> None:
+        self.hear(kinds.CONTROL, encode_control(Welcome(SESSION, TERM, 1, 100)))
+        self.wait(25)
+        self.hear(kinds.EPOCH, self.record())
+        self.wait(25)
+        self.beat(0b11, self.now)
+        assert self.core.state.value == "whole"
+
+    def standby(self) -> None:
+        self.whole()
+        self.hear(kinds.CONTROL, encode_control(Protected(SESSION, TERM)))
+        assert self.core.promotable
+
+
+def test_an_active_that_wakes_up_after_the_claim_gets_no_more_answers() -> None:
+    """Each answer prolongs its lease: the standby, granted the next term, would have waited for the end of it for ever."""
+    rig = Follower()
+    rig.standby()
+    takeover = Takeover(rig.core, rig.bounds, node="b", now=rig.now, lost_ns=rig.now, reason="silent", proof=False, kills=False,
+                        leases=True)
+    takeover.advance(rig.now)
+    assert rig.beat(), "until the witness granted it the term is the active's"
+    takeover.on_witness(rig.now, Answer("claim", "ok", TERM + 1, "b"))
+    effects: list[object] = []
+    for _ in range(40):
+        rig.wait(10)
+        effects += [e for e in rig.beat() if isinstance(e, Send)] + takeover.advance(rig.now)
+    assert takeover.step is Step.LIVE and effects == [Promote(TERM + 1)]

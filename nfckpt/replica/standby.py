@@ -78,6 +78,7 @@ class Standby:
         self.open_ns = 0
         self.waiting: deque[memoryview] = deque()       # records the tap has no room for yet
         self.handover = False
+        self.claimed = False            # the next term is ours: the active gets no answer any more, so its lease runs out
 
     def _move(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -120,6 +121,8 @@ class Standby:
             self.path.peer_stamp = beat.stamp_ns
             if beat.amount and self.open_ns:
                 self.tap.emptied(beat.amount, beat.echo_ns)
+            if self.claimed:
+                return self.work(now)
             self.acked_ns = now
             return [Send(kinds.BEAT_ACK, self.path.ack(beat.epoch, now)), *self.work(now)]
         if kind != kinds.CONTROL:
@@ -148,7 +151,7 @@ class Standby:
         path = self.path
         while self.waiting and path.commit(self.waiting[0], now):
             self.waiting.popleft()
-            if not path.attached:
+            if not path.attached and not self.claimed:
                 effects.append(Send(kinds.ACK, path.ack(path.epoch, now)))
         if path.commit_ns:
             self.clock.follow(path.now_ns, path.commit_ns)
