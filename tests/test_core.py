@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+
+import pytest
+
 from nfckpt.clock import PairClock
 from nfckpt.config import Bounds
+from nfckpt.errors import PeerError
 from nfckpt.failover.takeover import Step, Takeover
 from nfckpt.failover.witness import Answer
 from nfckpt.native.active_path import ActivePath
@@ -105,3 +110,42 @@ def test_an_active_that_wakes_up_after_the_claim_gets_no_more_answers() -> None:
         rig.wait(10)
         effects += [e for e in rig.beat() if isinstance(e, Send)] + takeover.advance(rig.now)
     assert takeover.step is Step.LIVE and effects == [Promote(TERM + 1)]
+
+
+def test_a_beat_in_front_of_which_a_record_waits_disowns_nothing() -> None:
+    """The tap had no room for the record: the frames it names were taken for dropped by the active's ring (rule 5)."""
+    rig = Follower(frames_max=64)
+    rig.standby()
+    rig.ports[0].arrive(frame(1), rig.now)
+    rig.active.rx(frame(1))
+    rig.active.agent.drop(rig.active.burst)
+    rig.wait(18)
+    for n in range(64):
+        rig.tap.name_frame(frame(900 + n), 0, rig.now)      # credits: no room for another epoch
+    rig.hear(kinds.EPOCH, rig.record())
+    rig.wait(4)
+    rig.beat(0b11, rig.now)                                 # both ports were empty by then: true, behind the record
+    assert rig.core.waiting and rig.tap.waiting_inputs == 1
+    rig.wait(20)                                            # the credits have aged
+    rig.wait(0)
+    assert not rig.core.waiting and rig.tap.counters()["matched"] == 1
+
+
+def test_a_time_stamp_that_was_never_sent_is_refused() -> None:
+    """One word from the far future would have every buffered frame taken for answered."""
+    rig = Follower()
+    rig.standby()
+    with pytest.raises(PeerError, match="never sent"):
+        rig.beat(0b11, rig.now + 1)
+    rig.active.agent.emit(0, frame(1))
+    record = bytearray(rig.record())
+    struct.pack_into("<Q", record, 56, rig.now + 1)
+    with pytest.raises(PeerError, match="never sent"):
+        rig.hear(kinds.EPOCH, bytes(record))
+
+
+@pytest.mark.parametrize("session", [-1, 1 << 63])
+def test_numbers_that_native_code_cannot_hold_are_the_peers_fault(session: int) -> None:
+    rig = Follower()
+    with pytest.raises(PeerError):
+        rig.hear(kinds.CONTROL, encode_control(Welcome(session, TERM, 1, 100)))

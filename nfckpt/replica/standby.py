@@ -118,8 +118,10 @@ class Standby:
             beat = decode_ack(payload)
             if beat.session != self.session:
                 raise PeerError("beat of another session")
+            if beat.echo_ns > now:
+                raise PeerError("a beat answers a time stamp that was never sent")
             self.path.peer_stamp = beat.stamp_ns
-            if beat.amount and self.open_ns:
+            if beat.amount and self.open_ns and not self.waiting:       # what waits may name frames of before
                 self.tap.emptied(beat.amount, beat.echo_ns)
             if self.claimed:
                 return self.work(now)
