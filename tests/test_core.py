@@ -8,7 +8,7 @@ import pytest
 
 from nfckpt.clock import PairClock
 from nfckpt.config import Bounds
-from nfckpt.errors import PeerError
+from nfckpt.errors import PeerError, StateError
 from nfckpt.failover.takeover import Step, Takeover
 from nfckpt.failover.witness import Answer
 from nfckpt.native.active_path import ActivePath
@@ -42,6 +42,31 @@ def test_a_beat_that_overtakes_a_staged_record_disowns_nothing() -> None:
     assert path.beat()[1] == 0 and rig.agent.ports_empty == 3
     path.shipped()
     assert path.beat() == (100 * MS, 3)                 # behind the record it is true
+
+
+def test_a_gate_half_full_is_cut_though_the_hold_is_long() -> None:
+    """Input would stop at the full gate until the hold is over."""
+    rig = Rig(gate_frames=256, hold_us_max=1_000_000)
+    rig.protect()
+    for n in range(129):
+        assert rig.path.staged is None
+        rig.agent.emit(1, frame(n))
+        rig.rx()
+    assert rig.path.staged is not None
+    rig.path.shipped()
+    rig.rx()
+    assert rig.path.staged is None                      # still half full, but all of it is captured
+
+
+@pytest.mark.parametrize("length", [0, 9217, 70000])
+def test_a_length_that_no_frame_has_is_the_apps_fault(length: int) -> None:
+    """The standby refused the record and took over, and its own app did the same."""
+    rig = Rig()
+    rig.rx(frame(1), frame(2))
+    rig.burst.length[1] = length
+    with pytest.raises(StateError, match=f"{length} bytes"):
+        rig.send_all()
+    assert rig.gate.held_frames == 1
 
 
 # ── standby and takeover ─────────────────────────────────────────────────────────────────────────
