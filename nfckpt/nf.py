@@ -141,7 +141,7 @@ class PollingAgent(Protocol):
 
         Still yours afterwards: a frame without a verdict, and a SEND that the full gate refused (counted as
         `refused_full`). Call it again later, or `drop`. What you own postpones the next cut; after a bounded number of
-        polls without letting go the node is unprotectable. Raises StateError for an output port that does not exist.
+        polls without letting go the node is unprotectable. Raises StateError for an output port or a length that no frame has.
         """
         ...
 

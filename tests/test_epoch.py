@@ -101,7 +101,7 @@ class Rig:
     def build(self, pages_max: int = 0, ports_empty: int = 0) -> bytearray:
         self.epoch += 1
         return bytearray(self.writer.build(self.arena, self.gate, self.agent.names, SESSION, TERM, self.epoch - 1, 1000 + self.epoch,
-                                           2000 + self.epoch, ports_empty, pages_max))
+                                           1, ports_empty, pages_max))
 
     def scribble(self, rng: random.Random, n: int) -> None:
         for _ in range(n):

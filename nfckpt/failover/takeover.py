@@ -57,6 +57,7 @@ class Takeover:
     def _next(self, now: int, step: Step) -> None:
         self.marks[self.step.value] = now
         self.step = step
+        self.standby.claimed = True     # an active that goes on would renew its lease with our answers for ever
 
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered our claim (or our report of a takeover on proof)."""

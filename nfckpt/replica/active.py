@@ -356,8 +356,8 @@ class Active:
     def handed_over(self, now: int) -> list[Effect]:
         """Call while `handing_over` after each poll: hands over once nothing is open, held or on its way."""
         agent = self.agent
-        if (not self.handing_over or self.state is not S.ACTIVE or agent.pending or self.engine.outstanding
-                or agent.gate.held_frames or agent.gate.released_through != agent.gate.tail):
+        if (not self.handing_over or self.state is not S.ACTIVE or agent.pending or agent.in_flight or self.path.staged_bytes
+                or self.engine.outstanding or agent.gate.held_frames or agent.gate.released_through != agent.gate.tail):
             return []
         self._move("handed_over")
         return [Send(kinds.CONTROL, encode_control(Handover(self.session, self.term))),

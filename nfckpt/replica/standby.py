@@ -80,6 +80,7 @@ class Standby:
         self.covered_ns = 0
         self.waiting: deque[memoryview] = deque()       # records the tap has no room for yet
         self.handover = False
+        self.claimed = False            # the next term is ours: the active gets no answer any more, so its lease runs out
 
     def _move(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -119,9 +120,13 @@ class Standby:
             beat = decode_ack(payload)
             if beat.session != self.session:
                 raise PeerError("beat of another session")
+            if beat.echo_ns > now:
+                raise PeerError("a beat answers a time stamp that was never sent")
             self.path.peer_stamp = beat.stamp_ns
-            if beat.amount and self.open_ns:
+            if beat.amount and self.open_ns and not self.waiting:       # what waits may name frames of before
                 self.tap.emptied(beat.amount, beat.echo_ns)
+            if self.claimed:
+                return self.work(now)
             self.acked_ns = now
             return [Send(kinds.BEAT_ACK, self.path.ack(beat.epoch, now)), *self.work(now)]
         if kind != kinds.CONTROL:
@@ -158,7 +163,7 @@ class Standby:
         path = self.path
         while self.waiting and self._commit(now):
             self.waiting.popleft()
-            if not path.attached:
+            if not path.attached and not self.claimed:
                 effects.append(Send(kinds.ACK, path.ack(path.epoch, now)))
         if path.commit_ns:
             self.clock.follow(path.now_ns, path.commit_ns)

@@ -14,7 +14,7 @@ ever compared with the other, each only with itself.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -51,6 +51,9 @@ def decode_ack(payload: memoryview) -> Ack:
     return Ack._make(_ACK.unpack(payload))
 
 
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]       # what native code takes; the rest is refused
+
+
 class _Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):
     pass
 
@@ -60,7 +63,7 @@ class Hello(_Message):
 
     pair: str
     node: str
-    protocol: int
+    protocol: Number
     layout: bytes
     key: bytes = b""            # PairSecrets.check
 
@@ -75,42 +78,42 @@ class Refuse(_Message):
 class Welcome(_Message):
     """Active → follower: outputs are held from here on; epochs of this session follow."""
 
-    session: int
-    term: int
-    epoch: int                  # of the first record
-    lease_ms: int
+    session: Number
+    term: Number
+    epoch: Number               # of the first record
+    lease_ms: Number
 
 
 class TapOpen(_Message):
     """Follower → active: the tap buffers now; send pages, and name every frame."""
 
-    session: int
+    session: Number
 
 
 class Whole(_Message):
     """Follower → active: every page is here and the tap covers what is not named (rule 9)."""
 
-    session: int
+    session: Number
 
 
 class Protected(_Message):
     """Active → follower: the witness recorded your standing grant for term + 1."""
 
-    session: int
-    term: int
+    session: Number
+    term: Number
 
 
 class Handover(_Message):
     """Active → standby: planned switch. Everything is committed and released; term + 1 is yours."""
 
-    session: int
-    term: int
+    session: Number
+    term: Number
 
 
 class Leave(_Message):
     """Follower → active: this process ends in order and uses no grant. Nobody has to be killed, nothing has to be waited for."""
 
-    session: int
+    session: Number
 
 
 Control = Hello | Refuse | Welcome | TapOpen | Whole | Protected | Handover | Leave

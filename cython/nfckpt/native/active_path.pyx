@@ -14,6 +14,7 @@ Promises    I5: commit comes from acks of the present session only, for epochs t
 from nfckpt.errors import PeerError, StateError
 
 from libc.stdlib cimport calloc, free
+from nfckpt.native.agent cimport raise_unsendable
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.epoch cimport Header
@@ -34,7 +35,7 @@ cdef enum Why:
     IDLE = 2                    # nothing came for `spin_ns`
     GONE = 3                    # a port is gone
     APP = 4                     # the app's on_burst did not return 0
-    PORT = 5                    # a frame was sent to a port that does not exist
+    UNSENDABLE = 5              # a frame was sent to a port that does not exist, or with a length that no frame has
 
 cdef struct Ack:                # drawn in nfckpt/wire/messages.py
     uint64_t session, epoch, stamp_ns, echo_ns
@@ -120,7 +121,7 @@ cdef class ActivePath:
         cdef bint crowded
         if not self.holding or self.over or self.staged_bytes:
             return False
-        crowded = self.agent.names.n * 2 > self.agent.names.capacity
+        crowded = self.agent.names.n * 2 > self.agent.names.capacity or self.agent.gate.crowded()
         if not self.engine.is_due(now, self.sync_pages or self.agent.has_pending(), crowded):
             return False
         if self.agent.in_flight:
@@ -168,10 +169,11 @@ cdef class ActivePath:
 
     def beat(self):
         """(echo_ns, ports_empty) for a beat: the same word as a record carries, and it starts anew. While the open epoch has
-        consumed frames that no record names yet, "empty" would disown them: then the mask is 0 and nothing starts anew."""
+        consumed frames that no record names yet, "empty" would disown them: then the mask is 0 and nothing starts anew. So
+        too while a record waits in staging: the beat overtakes it."""
         cdef uint64_t echo = self.echo_ns
         cdef uint32_t empty = self.agent.ports_empty
-        if self.agent.names.n:
+        if self.agent.names.n or self.staged_bytes:
             return int(echo), 0
         self.echo_ns = self.peer_stamp
         self.agent.ports_empty = 0
@@ -271,14 +273,14 @@ cdef class ActivePath:
                     why = APP
                     break
                 if agent.complete(burst) < 0:
-                    why = PORT
+                    why = UNSENDABLE
                     break
         if why == GONE:
             raise_gone(agent._ports)
         if why == APP:
             raise RuntimeError("on_burst found a broken invariant")
-        if why == PORT:
-            raise StateError("a frame was sent to a port that does not exist")
+        if why == UNSENDABLE:
+            raise_unsendable(agent, burst)
         return why
 
 

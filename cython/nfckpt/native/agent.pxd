@@ -44,3 +44,5 @@ cdef class Agent:
     cdef int let_go(self, Burst b) noexcept nogil
     cdef int complete(self, Burst b) noexcept nogil
     cdef bint has_pending(self) noexcept nogil
+
+cdef object raise_unsendable(Agent agent, Burst burst)

@@ -15,7 +15,7 @@ from nfckpt.errors import StateError
 
 from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
-from nfckpt.native.burst cimport BURST_MAX, DONE, DROP, OWNED, SEND
+from nfckpt.native.burst cimport BURST_MAX, DONE, DROP, FRAME_MAX, OWNED, SEND
 from nfckpt.native.digest cimport nf_frame_key
 from nfckpt.native.headers cimport parse
 from nfckpt.native.port_set cimport raise_gone
@@ -29,6 +29,16 @@ cdef int must_be_handed_out(Agent agent, Burst burst) except -1:
     if n > agent.in_flight:
         raise StateError(f"a burst gives back {n} frames of {agent.in_flight} handed out", "send frames of your own with emit")
     return 0
+
+
+cdef object raise_unsendable(Agent agent, Burst burst):
+    """Raise StateError for the frame that `send` stopped at."""
+    cdef int i
+    for i in range(burst.n):
+        if burst.verdict[i] == SEND and not (burst.out_port[i] < agent._ports.n and 0 < burst.length[i] <= FRAME_MAX):
+            raise StateError(f"a frame of {burst.length[i]} bytes was sent to port {burst.out_port[i]} of {agent._ports.n}",
+                             f"frames have 1 to {FRAME_MAX} bytes")
+    raise StateError("a frame was sent that cannot be")
 
 
 cdef class Agent:
@@ -117,17 +127,17 @@ cdef class Agent:
         must_be_handed_out(self, burst)
         cdef int sent = self.send(burst)
         if sent < 0:
-            raise StateError(f"a frame was sent to port {max(burst.out_port)} of {self._ports.n}")
+            raise_unsendable(self, burst)
         return sent
 
     cdef int send(self, Burst burst) noexcept nogil:
-        """tx_burst without the GIL. -1: a frame was sent to a port that does not exist."""
+        """tx_burst without the GIL. -1: a frame was sent to a port that does not exist, or with a length that no frame has."""
         cdef int i, sent = 0
         cdef uint8_t v
         for i in range(burst.n):
             v = burst.verdict[i]
             if v == SEND:
-                if burst.out_port[i] >= self._ports.n:
+                if burst.out_port[i] >= self._ports.n or not 0 < burst.length[i] <= FRAME_MAX:
                     return -1
                 if not self.gate.hold(burst.out_port[i], burst.data(i), burst.length[i], self.epoch):
                     self.c.refused_full += 1
@@ -162,7 +172,7 @@ cdef class Agent:
         must_be_handed_out(self, burst)
         cdef int sent = self.complete(burst)
         if sent < 0:
-            raise StateError(f"a frame was sent to port {max(burst.out_port)} of {self._ports.n}")
+            raise_unsendable(self, burst)
         return sent
 
     cdef int complete(self, Burst burst) noexcept nogil:

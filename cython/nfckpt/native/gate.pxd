@@ -27,6 +27,7 @@ cdef class Gate:
     cdef PortSet _ports
     cdef uint32_t _waiting              # ports whose ring still holds frames after a flush
 
+    cdef bint crowded(self) noexcept nogil
     cdef bint room(self, uint32_t frames, uint64_t nbytes) noexcept nogil
     cdef bint hold(self, uint8_t port, const uint8_t* data, uint32_t n, uint64_t epoch) noexcept nogil
     cdef void commit_through(self, uint64_t epoch) noexcept nogil

@@ -58,6 +58,11 @@ cdef class Gate:
         return (self.capacity - (self.tail - self.head) >= frames
                 and self.buf_bytes - (self.buf_tail - self.buf_head) >= nbytes + SLACK)
 
+    cdef bint crowded(self) noexcept nogil:
+        """Half full, and some of it waits for a capture: until then input stops when the rest is full as well."""
+        return self.tail != self.captured and ((self.tail - self.head) * 2 > self.capacity
+                                               or (self.buf_tail - self.buf_head) * 2 > self.buf_bytes)
+
     cdef bint hold(self, uint8_t port, const uint8_t* data, uint32_t n, uint64_t epoch) noexcept nogil:
         cdef Held* h
         cdef uint64_t at

@@ -35,6 +35,7 @@ cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse
     OTHER_SESSION = 100
     OTHER_EPOCH = 101
     EARLY_PAGES = 102
+    UNSENT_STAMP = 103
 
 cdef uint64_t ALL = 0xffffffffffffffff
 
@@ -93,6 +94,8 @@ cdef class StandbyPath:
             raise PeerError(f"an epoch came where {self.epoch + 1} was due")
         if self.fault == EARLY_PAGES:
             raise PeerError("pages before the tap was opened")
+        if self.fault == UNSENT_STAMP:
+            raise PeerError("an epoch answers a time stamp that was never sent")
         raise PeerError(record_fault(self.fault or 1))
 
     cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil:
@@ -110,6 +113,8 @@ cdef class StandbyPath:
             self.fault = OTHER_EPOCH
         elif r.h.n_pages and not self.tap_open:
             self.fault = EARLY_PAGES
+        elif r.h.echo_ns > now:             # rule 5 would take every frame of until then for answered
+            self.fault = UNSENT_STAMP
         if self.fault:
             return -1
         if not record_register(&r, self.tap, now):

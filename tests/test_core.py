@@ -1,0 +1,176 @@
+"""Races between the cores: each test is one instruction-exact interleaving that once lost, doubled or stalled something."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from nfckpt.clock import PairClock
+from nfckpt.config import Bounds
+from nfckpt.errors import PeerError, StateError
+from nfckpt.failover.takeover import Step, Takeover
+from nfckpt.failover.witness import Answer
+from nfckpt.native.active_path import ActivePath
+from nfckpt.native.arena import Arena
+from nfckpt.native.tap import Tap
+from nfckpt.replica.effects import Promote, Send
+from nfckpt.replica.standby import Standby
+from nfckpt.wire import kinds
+from nfckpt.wire.messages import Ack, Protected, Welcome, encode_ack, encode_control
+from tests.native_lab import MS, SECRET, ListPort, frame
+from tests.test_agent import Rig
+
+
+def stage(rig: Rig, n: int) -> ActivePath:
+    """Consume and drop one frame; its epoch is captured and waits for the channel."""
+    rig.rx(frame(n))
+    rig.agent.drop(rig.burst)
+    rig.rx()
+    assert rig.path.staged is not None and rig.agent.names.n == 0
+    return rig.path
+
+
+def test_a_beat_that_overtakes_a_staged_record_disowns_nothing() -> None:
+    """The names of a staged record are not on the wire yet: "empty" before them lets the standby drop their frames (rule 5)."""
+    rig = Rig()
+    rig.protect()
+    rig.ack(0, commits=False, stamp=100 * MS)
+    path = stage(rig, 1)
+    rig.rx()                                            # both ports found empty, with the record still staged
+    assert rig.agent.ports_empty == 3
+    assert path.beat()[1] == 0 and rig.agent.ports_empty == 3
+    path.shipped()
+    assert path.beat() == (100 * MS, 3)                 # behind the record it is true
+
+
+def test_a_gate_half_full_is_cut_though_the_hold_is_long() -> None:
+    """Input would stop at the full gate until the hold is over."""
+    rig = Rig(gate_frames=256, hold_us_max=1_000_000)
+    rig.protect()
+    for n in range(129):
+        assert rig.path.staged is None
+        rig.agent.emit(1, frame(n))
+        rig.rx()
+    assert rig.path.staged is not None
+    rig.path.shipped()
+    rig.rx()
+    assert rig.path.staged is None                      # still half full, but all of it is captured
+
+
+@pytest.mark.parametrize("length", [0, 9217, 70000])
+def test_a_length_that_no_frame_has_is_the_apps_fault(length: int) -> None:
+    """The standby refused the record and took over, and its own app did the same."""
+    rig = Rig()
+    rig.rx(frame(1), frame(2))
+    rig.burst.length[1] = length
+    with pytest.raises(StateError, match=f"{length} bytes"):
+        rig.send_all()
+    assert rig.gate.held_frames == 1
+
+
+# ── standby and takeover ─────────────────────────────────────────────────────────────────────────
+
+SESSION, TERM = 77, 3
+
+
+class Follower:
+    """A standby without a node, over two ports; `records` come from an active without one."""
+
+    def __init__(self, **limits: int) -> None:
+        self.active = Rig()
+        self.active.protect()
+        self.active.path.sync_pages = True
+        self.bounds = Bounds(tap_skew_ms_max=20)
+        self.ports = [ListPort(), ListPort()]
+        self.tap = Tap(list(self.ports), SECRET, 20 * MS, **limits)
+        self.core = Standby(pair="p", node="b", layout=b"", bounds=self.bounds, secret=SECRET, arena=Arena(1 << 16), tap=self.tap,
+                            clock=PairClock(), now=1)
+        self.now = 1000 * MS
+
+    def hear(self, kind: int, payload: bytes) -> list[object]:
+        return list(self.core.on_message(self.now, kind, memoryview(bytearray(payload))))
+
+    def wait(self, ms: int) -> list[object]:
+        self.now += ms * MS
+        self.active.now = self.now
+        self.tap.poll(self.now)
+        return list(self.core.work(self.now))
+
+    def beat(self, empty: int = 0, echo_ns: int = 0) -> list[object]:
+        return self.hear(kinds.BEAT, encode_ack(Ack(SESSION, 9, 5, echo_ns, empty, 0)))
+
+    def record(self) -> bytes:
+        """What the active's open epoch says."""
+        self.active.path.poll(self.active.now)
+        staged = bytes(self.active.path.staged or b"")
+        self.active.path.shipped()
+        return staged
+
+    def whole(self) -> None:
+        self.hear(kinds.CONTROL, encode_control(Welcome(SESSION, TERM, 1, 100)))
+        self.wait(25)
+        self.hear(kinds.EPOCH, self.record())
+        self.wait(25)
+        self.beat(0b11, self.now)
+        assert self.core.state.value == "whole"
+
+    def standby(self) -> None:
+        self.whole()
+        self.hear(kinds.CONTROL, encode_control(Protected(SESSION, TERM)))
+        assert self.core.promotable
+
+
+def test_an_active_that_wakes_up_after_the_claim_gets_no_more_answers() -> None:
+    """Each answer prolongs its lease: the standby, granted the next term, would have waited for the end of it for ever."""
+    rig = Follower()
+    rig.standby()
+    takeover = Takeover(rig.core, rig.bounds, node="b", now=rig.now, lost_ns=rig.now, reason="silent", proof=False, kills=False,
+                        leases=True)
+    takeover.advance(rig.now)
+    assert rig.beat(), "until the witness granted it the term is the active's"
+    takeover.on_witness(rig.now, Answer("claim", "ok", TERM + 1, "b"))
+    effects: list[object] = []
+    for _ in range(40):
+        rig.wait(10)
+        effects += [e for e in rig.beat() if isinstance(e, Send)] + takeover.advance(rig.now)
+    assert takeover.step is Step.LIVE and effects == [Promote(TERM + 1)]
+
+
+def test_a_beat_in_front_of_which_a_record_waits_disowns_nothing() -> None:
+    """The tap had no room for the record: the frames it names were taken for dropped by the active's ring (rule 5)."""
+    rig = Follower(frames_max=64)
+    rig.standby()
+    rig.ports[0].arrive(frame(1), rig.now)
+    rig.active.rx(frame(1))
+    rig.active.agent.drop(rig.active.burst)
+    rig.wait(18)
+    for n in range(64):
+        rig.tap.name_frame(frame(900 + n), 0, rig.now)      # credits: no room for another epoch
+    rig.hear(kinds.EPOCH, rig.record())
+    rig.wait(4)
+    rig.beat(0b11, rig.now)                                 # both ports were empty by then: true, behind the record
+    assert rig.core.waiting and rig.tap.waiting_inputs == 1
+    rig.wait(20)                                            # the credits have aged
+    rig.wait(0)
+    assert not rig.core.waiting and rig.tap.counters()["matched"] == 1
+
+
+def test_a_time_stamp_that_was_never_sent_is_refused() -> None:
+    """One word from the far future would have every buffered frame taken for answered."""
+    rig = Follower()
+    rig.standby()
+    with pytest.raises(PeerError, match="never sent"):
+        rig.beat(0b11, rig.now + 1)
+    rig.active.agent.emit(0, frame(1))
+    record = bytearray(rig.record())
+    struct.pack_into("<Q", record, 56, rig.now + 1)
+    with pytest.raises(PeerError, match="never sent"):
+        rig.hear(kinds.EPOCH, bytes(record))
+
+
+@pytest.mark.parametrize("session", [-1, 1 << 63])
+def test_numbers_that_native_code_cannot_hold_are_the_peers_fault(session: int) -> None:
+    rig = Follower()
+    with pytest.raises(PeerError):
+        rig.hear(kinds.CONTROL, encode_control(Welcome(session, TERM, 1, 100)))
