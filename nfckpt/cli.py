@@ -267,6 +267,52 @@ def key() -> None:
     print(new_key().hex())
 
 
+# ── the simulator ────────────────────────────────────────────────────────────────────────────────
+
+@app.command(epilog="""Examples:
+
+nfckpt sim
+
+nfckpt sim --seeds 5000
+
+nfckpt sim --seed 42 --trace""")
+def sim(
+    seeds: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many, from --seed on.")] = 200,
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Only this one; with --seeds, the first one.")] = None,  # noqa: UP045
+    events: Annotated[int, typer.Option(min=1, max=10_000_000, help="Events with faults, a seed; then it must heal.")] = 1500,
+    trace: Annotated[bool, typer.Option("--trace", help="Print all that happens in simulated time.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the replication cores of both nodes in a simulated world full of faults, and check what must never be untrue.
+
+    The same seed does the same, everywhere. Exit code 1 when a promise was broken: the line says how to replay it.
+    """
+    import json
+    from collections import Counter
+
+    from nfckpt.sim.world import SimViolation, World
+    one = seed is not None and "--seeds" not in sys.argv
+    total: Counter[str] = Counter()
+    broken = []
+    first = seed or 0
+    for number in range(first, first + (1 if one else seeds)):
+        world = World(number, echo=print if trace else None)
+        try:
+            outcome = world.run(events)
+        except SimViolation as e:
+            broken.append(str(e))
+            if not as_json:
+                print(e, flush=True)
+            continue
+        total.update(outcome.faults)
+        total.update({"seeds": 1, "takeovers": outcome.takeovers, "inputs": outcome.inputs, "outputs": outcome.outputs})
+    if as_json:
+        print(json.dumps({"ok": not broken, "broken": broken, **total}))
+    else:
+        print(", ".join(f"{n:,} {name}" for name, n in total.items()) + f"; {len(broken)} violations")
+    raise typer.Exit(1 if broken else 0)
+
+
 # ── the machine ──────────────────────────────────────────────────────────────────────────────────
 
 @app.command(epilog="""Examples:

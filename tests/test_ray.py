@@ -1,241 +1,388 @@
-"""Pairs of Ray actors on a cluster of loopback: kills of packet processes and of workers, placement, and nothing left."""
+"""Under Ray: killed packet processes and killed workers cost no frame, and what a pair or a cluster made is gone after it."""
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import os
+import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from nfckpt import Bounds, NodeConfig, PairConfig
-from nfckpt.deploy import ray_env
+from nfckpt.config import Bounds, NodeConfig, PairConfig
+from nfckpt.deploy import ray_pair
+from nfckpt.deploy.ray_actors import _record, end_predecessor
+from nfckpt.deploy.ray_env import NAMESPACE, Cluster, end_process, start_local_cluster, start_time
 from nfckpt.deploy.ray_pair import RayPair
-from nfckpt.errors import ConfigError
+from nfckpt.errors import ConfigError, MachineError
 from nfckpt.native.burst import Burst
-from nfckpt.ports.memory import MemoryHub, MemoryPort
+from nfckpt.ports import MemoryHub
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(90)]
+ROOT = Path(__file__).resolve().parent.parent
+MACS = bytes.fromhex("020000000001" "020000000002" "0800")
+PROFILES = ["host", "hosts"]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[ray_env.Cluster]:
-    with ray_env.start_local_cluster() as cluster:
+def cluster() -> Iterator[Cluster]:
+    with start_local_cluster() as cluster:
         yield cluster
 
 
-class Rig:
-    """Two segments in memory with a RayPair between; endpoint 0 of each is ours."""
+class Segment:
+    """Two hubs around a pair: numbered frames go in on the left while `run` lasts, and are counted on the right."""
 
-    def __init__(self, cluster: ray_env.Cluster, profile: str, name: str) -> None:
-        self.hubs = [MemoryHub(3, 1 << 13) for _ in range(2)]
-        self.ends: list[MemoryPort] = [hub.open(0) for hub in self.hubs]
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.seen: Counter[int] = Counter()
-        self._burst = Burst()
-        with socket.socket() as s, socket.socket() as t:
-            s.bind(("127.0.0.1", 0))
-            t.bind(("127.0.0.1", 0))
-            free = [s.getsockname()[1], t.getsockname()[1]]
-        nodes = {n: NodeConfig(ports=[h.endpoint_spec(i, by_path=True) for h in self.hubs], address=f"127.0.0.1:{free[i - 1]}")
-                 for i, n in enumerate("ab", 1)}
-        config = PairConfig(name=name, app="nfckpt.apps.counter:Counter", profile=profile, nodes=nodes,
-                            bounds=Bounds(unsafe_no_egress_lease=True))
-        self.pair = _Joined(config, cluster, lambda n, t, f: self.events.append((n, f)))
+    def __init__(self) -> None:
+        self.hubs = [MemoryHub(3, 8192) for _ in range(2)]
+        self.left, self.right = (hub.open(0) for hub in self.hubs)
+        self.sent = 0
+        self.got: dict[int, int] = {}
+        self._pause_s = 0.0005
+        self._stop = threading.Event()
 
-    def __enter__(self) -> Rig:
-        self.pair.start()
-        self.pair.wait_protected(30)
+    def config(self, name: str, profile: str, port: int = 7870) -> PairConfig:
+        nodes = {n: NodeConfig(ports=[hub.endpoint_spec(i + 1, by_path=True) for hub in self.hubs],
+                               address=f"127.0.0.1:{port + i}", cpu=i) for i, n in enumerate("ab")}
+        return PairConfig(name=name, app="tests.ray_app:Wire", profile=profile, nodes=nodes,
+                          bounds=Bounds(arena_bytes=1 << 20, unsafe_no_egress_lease=True))
+
+    def __enter__(self) -> Segment:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.pair.close()
-        for port in self.ends:
-            port.close()
-        for hub in self.hubs:
-            hub.close()
-
-    def pump(self, first: int, n: int) -> None:
-        for number in range(first, first + n):
-            self.ends[0].tx_burst([b"\x02\0\0\0\0\1\x02\0\0\0\0\2\x88\xb5" + number.to_bytes(8, "big") + bytes(38)])
-            if number % 8 == 0:
-                self.collect()
-                time.sleep(0.0005)
-
-    def collect(self) -> int:
-        self._burst.reset()
-        n = self.ends[1].rx_burst(self._burst, 256)
-        self.seen.update(int.from_bytes(f[14:22], "big") for f in self._burst.frames())
-        return n
-
-    def drain(self) -> None:
-        quiet = time.monotonic()
-        while time.monotonic() - quiet < 0.5:
-            if self.collect():
-                quiet = time.monotonic()
+        self._stop.set()
+        self._thread.join()
+        quiet = time.monotonic() + 1
+        while time.monotonic() < quiet:
+            if self._drain():
+                quiet = time.monotonic() + 1
             time.sleep(0.001)
 
-    def named(self, name: str) -> list[dict[str, Any]]:
-        return [fields for event, fields in self.events if event == name]
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.left.tx_burst([MACS + (self.sent + i).to_bytes(8, "big") + bytes(42) for i in range(4)])
+            self.sent += 4
+            self._drain()
+            time.sleep(self._pause_s)
+
+    def _drain(self) -> int:
+        burst, n = Burst(), 0
+        while self.right.rx_burst(burst, 256):
+            for frame in burst.frames():
+                number = int.from_bytes(frame[14:22], "big")
+                self.got[number] = self.got.get(number, 0) + 1
+                n += 1
+            burst.reset()
+        return n
+
+    def check(self) -> None:
+        lost = [i for i in range(self.sent) if i not in self.got]
+        doubled = [i for i, n in self.got.items() if n > 1]
+        assert self.sent > 500
+        assert (lost, doubled) == ([], []), f"{len(lost)} lost, {len(doubled)} doubled of {self.sent}"
+        assert self.right.counters()["rx_ring_drops"] == 0
+
+    def close(self) -> None:
+        for end in (self.left, self.right, *self.hubs):
+            end.close()
 
 
-class _Joined(RayPair):
-    """A pair on the module's cluster, which stays."""
-
-    def __init__(self, config: PairConfig, cluster: ray_env.Cluster, on_event: Any) -> None:
-        super().__init__(config, on_event=on_event)
-        self._shared = cluster
-
-    def start(self) -> RayPair:
-        class Kept:
-            def close(self) -> None:
-                pass
-
-        make, ray_env.start_local_cluster = ray_env.start_local_cluster, lambda: Kept()     # type: ignore[assignment, return-value]
-        try:
-            return super().start()
-        finally:
-            ray_env.start_local_cluster = make
+@pytest.fixture
+def segment() -> Iterator[Segment]:
+    segment = Segment()
+    yield segment
+    segment.close()
 
 
-@pytest.mark.parametrize("profile", ["host", "hosts"])
-def test_sigkill_of_the_active_loses_and_doubles_nothing(cluster: ray_env.Cluster, profile: str) -> None:
-    with Rig(cluster, profile, f"kill-{profile}") as rig:
-        for round_ in range(2):
-            killer = threading.Timer(0.1, rig.pair.kill_active)
-            killer.start()
-            rig.pump(round_ * 3000, 3000)
-            killer.join()
-            rig.pair.wait_protected(30, term=round_ + 2)
-        rig.drain()
-        assert rig.seen == Counter(range(6000))
-        assert len(rig.named("takeover")) == 2
+class Log:
+    """What a pair reported."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, name: str, at_ns: int, fields: dict[str, Any]) -> None:
+        self.rows.append((name, fields))
+
+    def all(self, name: str) -> list[dict[str, Any]]:
+        return [fields for n, fields in self.rows if n == name]
+
+    def pids(self) -> list[int]:
+        return [fields["pid"] for fields in self.all("started")]
 
 
-def test_a_killed_worker_is_replaced_and_the_pair_protects_itself_again(cluster: ray_env.Cluster) -> None:
-    with Rig(cluster, "host", "worker") as rig:
-        active = rig.pair.active
-        worker, process = (rig.pair.status()[active][k] for k in ("worker_pid", "pid"))
-        killer = threading.Timer(0.1, os.kill, (worker, signal.SIGKILL))
-        killer.start()
-        rig.pump(0, 4000)
-        killer.join()
-        rig.pair.wait_protected(30, term=2)
-        rig.drain()
-        assert rig.seen == Counter(range(4000))
-        assert [f["node"] for f in rig.named("worker_lost")] == [active]
-        assert rig.pair.active != active and rig.pair.status()[active]["worker_pid"] != worker
-        assert not Path(f"/proc/{process}").exists(), "the packet process of a dead worker must end"
+def eventually(what: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "not within the bound"
+        time.sleep(0.01)
 
 
-def test_the_witness_is_detached_and_nothing_is_left_of_a_pair(cluster: ray_env.Cluster) -> None:
+def actor_exists(name: str) -> bool:
     import ray
-    from ray.util import list_named_actors
 
-    with Rig(cluster, "host", "left") as rig:
-        names = {a["name"] for a in list_named_actors(all_namespaces=True)}
-        assert {"nfckpt-witness-left", "nfckpt-left-a", "nfckpt-left-b"} <= names
-        pids = [s["pid"] for s in rig.pair.status().values()]
-        run_dir = rig.pair._run_dir.path
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and any("left" in (a["name"] or "") for a in list_named_actors(all_namespaces=True)):
-        time.sleep(0.1)
-    assert not [a for a in list_named_actors(all_namespaces=True) if "left" in (a["name"] or "")]
-    assert not any(Path(f"/proc/{p}").exists() for p in pids) and not os.path.exists(run_dir)
-    assert ray.is_initialized()
+    try:
+        ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
-def test_the_cluster_listens_and_connects_on_loopback_only(cluster: ray_env.Cluster) -> None:
-    """Sockets of every process of the cluster, by /proc: no listener and no connection beyond 127.0.0.0/8."""
-    inodes = set()
-    for pid, _ in ray_env._descendants():
-        for fd in glob.glob(f"/proc/{pid}/fd/*"):
-            try:
-                target = os.readlink(fd)
-            except OSError:
-                continue
-            if target.startswith("socket:["):
-                inodes.add(target[8:-1])
-    found = beyond = 0
-    for table in ("tcp", "tcp6", "udp", "udp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[9] not in inodes:
-                continue
-            found += 1
-            local, remote = fields[1].split(":")[0], fields[2].split(":")[0]
-            loop = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
-            if not local.endswith(loop) or not (remote.endswith(loop) or set(remote) == {"0"}):
-                beyond += 1
-    assert found > 5 and beyond == 0
+@pytest.mark.parametrize("profile", PROFILES)
+def test_killed_packet_processes_cost_no_frame(cluster: Cluster, segment: Segment, profile: str) -> None:
+    log = Log()
+    with RayPair(segment.config("kill", profile), on_event=log) as pair:
+        term, victims = 1, []
+        assert pair.wait_protected() == "a"     # the first of the configuration leads
+        with segment:
+            for _ in range(2):
+                time.sleep(0.2)
+                victims.append(pair.kill_active())
+                term += 1
+                pair.wait_protected(term=term)
+            time.sleep(0.2)
+        segment.check()
+        assert [node for node, _ in victims] == ["a", "b"] and all(pid for _, pid in victims)
+        eventually(lambda: len(log.all("receipt")) == 2)
+        assert {(r["doubled"], r["exact"]) for r in log.all("receipt")} == {(0, True)}
+        status = pair.status()
+        assert {s["role"] for s in status.values()} == {"active", "standby"}
+        run_dir, workers = pair._run_dir, [s["keeper_pid"] for s in status.values()]
+        assert os.path.isdir(run_dir)
+    assert not os.path.exists(run_dir)
+    assert not [pid for pid in log.pids() if start_time(pid)]
+    eventually(lambda: not [pid for pid in workers if start_time(pid)], 3)      # Ray says "dead" a moment before it is so
+    assert not any(map(actor_exists, ["nfckpt-node-kill-a", "nfckpt-node-kill-b", "nfckpt-witness-kill"]))
 
 
-def test_a_second_cluster_in_one_process_is_refused(cluster: ray_env.Cluster) -> None:
-    with pytest.raises(ConfigError, match="in a Ray cluster already"):
-        ray_env.start_local_cluster()
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_killed_worker_is_replaced_and_costs_no_frame(cluster: Cluster, segment: Segment, profile: str) -> None:
+    log = Log()
+    with RayPair(segment.config("worker", profile), on_event=log) as pair:
+        active = pair.wait_protected()
+        before = pair.status()[active]
+        with segment:
+            time.sleep(0.2)
+            os.kill(before["keeper_pid"], signal.SIGKILL)
+            assert pair.wait_protected(term=2) != active
+            time.sleep(0.2)
+        segment.check()
+        eventually(lambda: log.all("keeper_back"))
+        assert log.all("keeper_lost")[0]["node"] == log.all("keeper_back")[0]["node"] == active
+        after = pair.status()[active]
+        assert after["role"] == "standby" and after["keeper_pid"] != before["keeper_pid"]
+        assert not start_time(before["pid"])
 
 
-def test_a_pair_of_its_own_starts_and_stops_its_cluster(tmp_path: Path) -> None:
-    """In a process of its own: RayPair without address brings a cluster, and takes it away."""
-    script = tmp_path / "own.py"
-    script.write_text(
-        "import os, sys\n"
-        "from nfckpt import Bounds, MemoryHub, NodeConfig, PairConfig\n"
-        "from nfckpt.deploy.ray_pair import RayPair\n"
-        "from nfckpt.deploy import ray_env\n"
-        "before = dict(os.environ)\n"
-        "hubs = [MemoryHub(3, 1024) for _ in range(2)]\n"
-        "nodes = {n: NodeConfig(ports=[h.endpoint_spec(i, by_path=True) for h in hubs]) for i, n in enumerate('ab', 1)}\n"
-        "pair = RayPair(PairConfig(name='own', app='nfckpt.apps.counter:Counter', nodes=nodes))\n"
-        "with pair:\n"
-        "    pair.wait_protected(30)\n"
-        "    assert len(ray_env._descendants()) > 5\n"
-        "print(len(ray_env._descendants()), dict(os.environ) == before)\n")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=80,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TMPDIR": "/tmp"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0", "True"]
+def test_a_stopped_packet_process_does_not_outlive_its_actor(cluster: Cluster, segment: Segment) -> None:
+    """It cannot see that its worker is gone, so the actor's next life ends it (profile hosts: the peer does not kill)."""
+    with RayPair(segment.config("stopped", "hosts")) as pair:
+        standby = "b" if pair.wait_protected() == "a" else "a"
+        before = pair.status()[standby]
+        os.kill(before["pid"], signal.SIGSTOP)
+        os.kill(before["keeper_pid"], signal.SIGKILL)
+        eventually(lambda: not start_time(before["pid"]))
+        eventually(lambda: pair.status()[standby]["role"] == "standby")
+        assert pair.failover()
+        assert pair.wait_protected(term=2) == standby
 
 
-def test_nodes_are_placed_apart_where_the_cluster_has_two_hosts(tmp_path: Path) -> None:
-    """Two raylets on loopback, joined by address: the nodes of profile hosts are apart, those of profile host together."""
-    script = tmp_path / "apart.py"
-    script.write_text(
-        "import os, socket, tempfile\n"
-        "from nfckpt.deploy import ray_env\n"
-        "os.environ.update(ray_env.LOCAL | ray_env.PROXY)\n"
-        "from ray.cluster_utils import Cluster\n"
-        "os.makedirs('/tmp/ray', exist_ok=True)      # cluster_utils writes an address file there\n"
-        "args = dict(num_cpus=1, include_dashboard=False, object_store_memory=ray_env.OBJECT_STORE_BYTES)\n"
-        "cluster = Cluster(initialize_head=True, connect=False, head_node_args=dict(args, temp_dir=tempfile.mkdtemp(prefix='r', dir='/tmp')))\n"
-        "cluster.add_node(num_cpus=1, object_store_memory=ray_env.OBJECT_STORE_BYTES)\n"
-        "cluster.wait_for_nodes()\n"
-        "from nfckpt import Bounds, MemoryHub, NodeConfig, PairConfig\n"
-        "from nfckpt.deploy.ray_pair import RayPair\n"
-        "def port():\n"
-        "    with socket.socket() as s:\n"
-        "        s.bind(('127.0.0.1', 0))\n"
-        "        return s.getsockname()[1]\n"
-        "try:\n"
-        "    for profile in ('hosts', 'host'):\n"
-        "        hubs = [MemoryHub(3, 1024) for _ in range(2)]\n"
-        "        nodes = {n: NodeConfig(ports=[h.endpoint_spec(i, by_path=True) for h in hubs], address=f'127.0.0.1:{port()}') for i, n in enumerate('ab', 1)}\n"
-        "        config = PairConfig(name=profile, app='nfckpt.apps.counter:Counter', profile=profile, nodes=nodes, bounds=Bounds(unsafe_no_egress_lease=True))\n"
-        "        with RayPair(config, address=cluster.address) as pair:\n"
-        "            pair.wait_protected(30)\n"
-        "            print(profile, len({s['ray_node'] for s in pair.status().values()}))\n"
-        "finally:\n"
-        "    cluster.shutdown()\n")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=85,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["hosts", "2", "host", "1"]
+def test_an_actor_that_ray_gave_up_is_made_again(cluster: Cluster, segment: Segment) -> None:
+    import ray
+
+    log = Log()
+    with RayPair(segment.config("gone", "host"), on_event=log) as pair:
+        pair.wait_protected()
+        ray.kill(ray.get_actor("nfckpt-node-gone-a", NAMESPACE))        # no restart
+        assert pair.wait_protected(term=2) == "b"
+        assert len(log.all("keeper_back")) == 1
+
+
+def test_a_pair_runs_once(cluster: Cluster, segment: Segment) -> None:
+    config = segment.config("once", "host")
+    with RayPair(config) as pair:
+        pair.wait_protected()
+        with pytest.raises(ConfigError, match="runs in this cluster already"):
+            RayPair(config).start()
+        assert pair.wait_protected() == "a"
+        assert actor_exists(pair.witness_name)
+
+
+DRIVER = """
+import sys, os, time, msgspec
+from nfckpt.config import PairConfig
+from nfckpt.deploy.ray_pair import RayPair
+config = msgspec.json.decode(sys.argv[1], type=PairConfig)
+with RayPair(config, address=sys.argv[2], on_event=lambda name, at, f: name == "started" and print(f["pid"], flush=True)) as pair:
+    pair.wait_protected()
+    print("cluster", pair._cluster.address, *(s["keeper_pid"] for s in pair.status().values()), pair._run_dir, flush=True)
+    print("protected", flush=True)
+    time.sleep(60)
+"""
+
+
+def driver(config: PairConfig, address: str) -> tuple[subprocess.Popen[str], list[str]]:
+    """Another program with a pair of its own, once it is protected; what it printed."""
+    process = subprocess.Popen([sys.executable, "-c", DRIVER, msgspec.json.encode(config).decode(), address], cwd=ROOT,
+                               text=True, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line.strip())
+        if line == "protected\n":
+            return process, lines
+    raise AssertionError(f"it ended with {process.wait()}: {lines}")
+
+
+def test_the_witness_outlives_its_driver(cluster: Cluster, segment: Segment) -> None:
+    import ray
+
+    config = segment.config("outlive", "host")
+    process, lines = driver(config, cluster.address)
+    process.kill()
+    process.wait()
+    shutil.rmtree(next(line for line in lines if line.startswith("cluster")).split()[4])
+    eventually(lambda: not [pid for pid in lines if pid.isdigit() and start_time(int(pid))])
+    eventually(lambda: not actor_exists("nfckpt-node-outlive-a") and not actor_exists("nfckpt-node-outlive-b"))
+    witness = ray.get_actor("nfckpt-witness-outlive", NAMESPACE)
+    assert ray.get(witness.view.remote())["term"] == 1
+    with RayPair(config) as pair:               # goes on from there: a term is never given twice
+        pair.wait_protected()
+        assert ray.get(witness.view.remote())["term"] == 2
+    assert not actor_exists("nfckpt-witness-outlive")
+
+
+def test_an_interrupt_leaves_nothing(segment: Segment) -> None:
+    process, lines = driver(segment.config("interrupt", "host"), "")
+    try:
+        words = next(line for line in lines if line.startswith("cluster")).split()
+        pids = [int(p) for p in lines if p.isdigit()] + [int(p) for p in words[2:4]]
+        daemons = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        commands = " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in daemons)
+        temp_dirs = set(re.findall(r"/[^\s=]*?/nfckpt-ray-\w+", commands))
+        assert len(pids) == 4 and len(daemons) >= 2 and len(temp_dirs) == 1 and os.path.isdir(words[4])
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+        assert not [pid for pid in pids + daemons if start_time(pid)]
+        assert not [d for d in (*temp_dirs, words[4]) if os.path.exists(d)]
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.kill()
+        process.wait()
+
+
+def test_a_cluster_without_the_resource_is_named(cluster: Cluster, segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_pair, "PLACE_S_MAX", 1.0)
+    config = segment.config("nowhere", "host")
+    nodes = {n: msgspec.structs.replace(c, resources={"edge": 1}) for n, c in config.nodes.items()}
+    with pytest.raises(MachineError, match="not placed"):
+        RayPair(msgspec.structs.replace(config, nodes=nodes)).start()
+    assert not actor_exists("nfckpt-node-nowhere-a")
+
+
+def test_only_the_process_that_was_recorded_is_ended(tmp_path: Path) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        _record(str(tmp_path), "a", child.pid)
+        end_process(child.pid, start_time(child.pid) + 1)
+        assert child.poll() is None
+        end_predecessor(str(tmp_path), "b")
+        assert child.poll() is None
+        end_predecessor(str(tmp_path), "a")
+        assert child.wait(5) == -signal.SIGKILL
+        end_predecessor(str(tmp_path), "a")
+    finally:
+        child.kill()
+        child.wait()
+
+
+QUIET = """
+import os, socket
+from pathlib import Path
+from nfckpt.deploy.ray_env import start_local_cluster
+
+def unrouted():
+    names, values = [l.split() for l in Path("/proc/net/snmp").read_text().splitlines() if l.startswith("Ip:")]
+    return int(values[names.index("OutNoRoutes")])
+
+before = dict(os.environ)
+with start_local_cluster(parent="/run") as cluster:
+    import ray
+    ray.get(ray.remote(lambda: 1).remote())
+    bound = {line.split()[1] for f in ("tcp", "udp") for line in Path("/proc/net", f).read_text().splitlines()[1:]}
+    assert {b.split(":")[0] for b in bound} == {"0100007F"}, bound
+assert dict(os.environ) == before
+assert os.listdir("/run") == ["netns"], os.listdir("/run")
+running = [p for p in os.listdir("/proc") if p.isdigit() and int(p) not in (1, os.getpid())]
+assert not running, running
+assert unrouted() == 0
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    try:
+        s.connect(("192.0.2.1", 9))
+    except OSError:
+        pass
+assert unrouted() == 1      # so this counter would have seen it
+"""
+
+
+TWO_RAYLETS = """
+import os, time
+from nfckpt.deploy import ray_env
+os.environ.update(ray_env.LOCAL | ray_env.PROXY)
+from ray.cluster_utils import Cluster
+from nfckpt.deploy.ray_pair import RayPair
+from tests.test_ray import Log, Segment, eventually
+
+small = {"num_cpus": 1, "object_store_memory": 80 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False, "temp_dir": "/run/ray"})
+other = cluster.add_node(**small)
+segment, log = Segment(), Log()
+from ray.util.placement_group import placement_group_table
+for profile, hosts in ("host", 1), ("hosts", 2):
+    with RayPair(segment.config("apart", profile), address=cluster.address, on_event=log) as pair:
+        pair.wait_protected()
+        where = placement_group_table(pair._group)["bundles_to_node_id"]
+        assert len(set(where.values())) == hosts, where
+        if profile == "host":
+            continue
+        lost = next("ab"[i] for i, node in where.items() if node == other.node_id)
+        with segment:
+            time.sleep(0.2)
+            cluster.remove_node(other, allow_graceful=False)
+            eventually(lambda: [f["node"] for f in log.all("keeper_lost")] == [lost], 30)
+            eventually(lambda: pair.status()["ab".replace(lost, "")]["role"] == "solo")
+            cluster.add_node(**small)
+            pair.wait_protected(40)
+            time.sleep(0.2)
+        segment.check()
+"""
+
+
+def in_box(code: str) -> None:
+    box = "from nfckpt.testbed import box; import sys; sys.exit(box.run_in_box(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", box, "-c", code], cwd=ROOT, check=True, timeout=85)
+
+
+@pytest.mark.box
+def test_two_hosts_hold_a_node_each_and_one_may_go() -> None:
+    in_box(TWO_RAYLETS)
+
+
+@pytest.mark.box
+def test_nothing_leaves_the_machine_at_start() -> None:
+    in_box(QUIET)

@@ -7,8 +7,8 @@ Picture         keeper ──exec──► python -m nfckpt.node FD        one p
                    │ ◄── WitnessAsk, Report, Reply ──┘
                    └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order
 
-A process is started with exec, never fork, and dies with its keeper: it sees the socket's end, and the kernel kills it
-when the keeper's process is killed (PR_SET_PDEATHSIG is set by the process itself, from its own main thread).
+A process is started with exec, never fork, and ends with its keeper: it sees the socket's end within a millisecond.
+(PR_SET_PDEATHSIG would be no better: it means the parent's thread, and a stopped process has a fence either way.)
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Keeper:
         self._was_whole = False         # this life was half of a protected pair: what ended it was not its start
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()
-        self._replies: dict[int, dict[str, Any]] = {}
+        self._replies: dict[int, dict[str, Any] | None] = {}     # None: awaited
         self._replied = threading.Condition(self._lock)
         self._number = 0
         self._stopping = threading.Event()
@@ -87,12 +87,18 @@ class Keeper:
             self._number += 1
             number = self._number
             sock = self._sock
-        if sock is None or not wire.send(sock, wire.Command(verb, number)):
-            raise ProtectionError(f"node {self.spec.node} has no packet process now")
-        with self._replied:
-            if not self._replied.wait_for(lambda: number in self._replies, timeout_s):
-                raise ProtectionError(f"node {self.spec.node} did not answer {verb} in {timeout_s} s")
-            return self._replies.pop(number)
+            self._replies[number] = None
+        try:
+            if sock is None or not wire.send(sock, wire.Command(verb, number)):
+                raise ProtectionError(f"node {self.spec.node} has no packet process now")
+            with self._replied:
+                self._replied.wait_for(lambda: self._replies[number] is not None, timeout_s)
+        finally:
+            with self._lock:
+                reply = self._replies.pop(number)
+        if reply is None:
+            raise ProtectionError(f"node {self.spec.node} did not answer {verb} in {timeout_s} s")
+        return reply
 
     def kill(self, signal_number: int) -> int:
         """Send a signal to the packet process. Returns its pid, 0 when there is none."""
@@ -162,12 +168,13 @@ class Keeper:
     def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
         if isinstance(message, wire.WitnessAsk):
             answer = self._witness(message.question)
-            if answer is not None:
+            if answer is not None:          # else the node asks again
                 wire.send(sock, wire.WitnessSaid(answer))
         elif isinstance(message, wire.Reply):
             with self._replied:
-                self._replies[message.number] = message.body
-                self._replied.notify_all()
+                if message.number in self._replies:     # else nobody waits any more
+                    self._replies[message.number] = message.body
+                    self._replied.notify_all()
         else:
             if message.name == "stopped":
                 self._reason = str(message.fields["reason"])

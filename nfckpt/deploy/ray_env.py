@@ -10,6 +10,7 @@ Why         By default Ray binds to the outward address, asks cloud providers wh
 
 Promises    E1 Only loopback is connected to and listened on by a local cluster.
             E2 After `close` the environment is as before; a local cluster's processes and directory are gone.
+Ray's own   Drivers of a local cluster know each other by a token that Ray makes on first use, ~/.ray/auth_token: it stays.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ LOCAL = LOOPBACK | {
     "RAY_start_python_gc_manager_thread": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",           # else "(raylet) …" reaches the driver's stdout
 }
+RAYS = ("RAY_", "PYTHONBREAKPOINT")             # what Ray itself sets in a driver's environment
 NOWHERE = "http://127.0.0.1:9"
 PROXY = {"http_proxy": NOWHERE, "no_proxy": "127.0.0.1,localhost"}      # stops the cloud look-ups of the daemons
 OBJECT_STORE_BYTES = 80 << 20                   # close to Ray's minimum; nothing of ours goes through it
@@ -84,18 +86,17 @@ def start_local_cluster(num_cpus: int = 4, *, parent: str = "") -> Cluster:
     if len(parent) > TEMP_PATH_CHARS_MAX:
         parent = "/tmp"
     with contextlib.ExitStack() as undo:
-        undo.enter_context(_environment(LOCAL))
+        undo.enter_context(_environment(LOCAL, RAYS))
         temp_dir = tempfile.mkdtemp(prefix="nfckpt-ray-", dir=parent)
         undo.callback(_remove, temp_dir)
-        before = _descendants()
-        started: set[_Process] = set()
-        undo.callback(lambda: _await_end(started | (_descendants() - before)))
+        processes: set[_Process] = set()
+        undo.callback(_await_end, processes)
         ray = _import(loopback=True)
         undo.callback(ray.shutdown)
+        undo.callback(lambda: processes.update(_session(temp_dir)))     # while its daemons still hold it together
         with _environment(PROXY):
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
                      object_store_memory=OBJECT_STORE_BYTES, namespace=NAMESPACE, _temp_dir=temp_dir)
-        undo.callback(lambda: started.update(_descendants() - before))      # runs first: while Ray still holds them together
         return Cluster(ray.get_runtime_context().gcs_address, True, undo.pop_all())
     raise AssertionError("an ExitStack swallows nothing")
 
@@ -110,7 +111,7 @@ def connect(address: str, *, loopback: bool | None = None) -> Cluster:
     if loopback is None:
         loopback = _is_loopback(address)
     with contextlib.ExitStack() as undo:
-        undo.enter_context(_environment({"RAY_USAGE_STATS_ENABLED": "0", **(LOOPBACK if loopback else {})}))
+        undo.enter_context(_environment({"RAY_USAGE_STATS_ENABLED": "0", **(LOOPBACK if loopback else {})}, RAYS))
         ray = _import(loopback)
         undo.callback(ray.shutdown)
         try:
@@ -143,17 +144,18 @@ def _import(loopback: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
+def _environment(values: Mapping[str, str], more: tuple[str, ...] = ()) -> Iterator[None]:
+    """Set `values`; at the end they, and whatever changed in names that begin with one of `more`, are as before."""
+    before = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
+        for name in {n for n in {*os.environ, *before} if n in values or n.startswith(more)}:
+            if name in before:
+                os.environ[name] = before[name]
             else:
-                os.environ[name] = value
+                os.environ.pop(name, None)
 
 
 # ── what a local cluster leaves behind ───────────────────────────────────────────────────────────
@@ -161,19 +163,26 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 _Process = tuple[int, int]      # pid, start time in clock ticks: a pid that is used again does not match
 
 
-def _descendants() -> set[_Process]:
-    """All processes below this one, from one reading of /proc (about 2 ms)."""
+def _session(temp_dir: str) -> set[_Process]:
+    """Our daemons that have `temp_dir` on their command line, and everything below them: one reading of /proc, some ms."""
     children: dict[int, list[_Process]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (found := _stat(int(name))) is not None:
             children.setdefault(found[0], []).append((int(name), found[1]))
-    below: set[_Process] = set()
-    queue = [os.getpid()]
+    daemons = [p for p in children.get(os.getpid(), ()) if temp_dir in _command_line(p[0])]
+    below, queue = set(daemons), daemons
     while queue:
-        for process in children.get(queue.pop(), ()):
-            below.add(process)
-            queue.append(process[0])
+        found_below = children.get(queue.pop()[0], [])
+        below.update(found_below)
+        queue.extend(found_below)
     return below
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _stat(pid: int) -> tuple[int, int] | None:
@@ -212,7 +221,7 @@ def start_time(pid: int) -> int:
 
 
 def _await_end(processes: set[_Process]) -> None:
-    """Ray's workers outlive its daemons by about a second; whatever is left after GONE_S_MAX is killed."""
+    """Workers outlive their raylet by about a second; whatever of the session is left after GONE_S_MAX is killed."""
     deadline = time.monotonic() + GONE_S_MAX
     for process in processes:
         end_process(*process, grace_s=max(0.0, deadline - time.monotonic()))

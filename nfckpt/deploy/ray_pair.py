@@ -1,144 +1,70 @@
-"""A pair of Ray actors. Ray places, names and restarts; it is never on a packet's, an epoch's or a takeover's own path.
+"""Ray runner: a pair whose nodes are placed, started and restarted by a Ray cluster.
 
-Picture     driver: RayPair ── one thread a node: waits for its events
-               │
-               ├─ actor nfckpt-<pair>-a    Keeper ──exec──► packet process a
-               ├─ actor nfckpt-<pair>-b    Keeper ──exec──► packet process b
-               └─ actor nfckpt-witness-<pair>   Witness; named and detached: it outlives driver and nodes
+    with RayPair(config) as pair:                       # a local cluster on loopback, gone afterwards
+        pair.wait_protected()
+        pair.kill_active()
+    with RayPair(config, address="10.0.0.5:6379"):      # somebody's cluster; only the pair goes afterwards
 
-Placement   apart where the cluster has more than one live host, together where it has one (and always in profile host,
-            whose nodes share a kernel): a placement group with a bundle a node. `nodes.X.resources` go into its bundle.
+Picture     driver: RayPair ──long poll──► NodeActor a ──socket──► packet process ─┐
+               │      └────────long poll─► NodeActor b ──socket──► packet process ─┤ shared memory or TCP
+               └── wait_protected ──► WitnessActor ◄──ask── keepers of a and b     ┘
 
-Loss of     a packet process   its keeper tells the witness and starts a blank one: nothing of Ray is involved
-            a node's actor     (worker killed) its packet process sees its socket's end and stops, so the peer takes over;
-                               Ray makes the actor anew (max_restarts), and the pair protects itself again
-            the driver         on its own local cluster everything ends; on somebody else's the node actors end with it (they are not
-                               detached) and the witness stays
-Key         the pair's key travels to the actors in their constructor arguments, through Ray: on a cluster that is not yours
-            alone, turn on Ray's TLS.
+Ray is never on a packet's or an epoch's way, and on a takeover's only where the witness is asked.
+
+What dies (I13)     What follows
+packet process      its keeper starts a blank one, the peer takes over meanwhile
+node actor          its packet process ends with it, the peer takes over; Ray restarts the actor, a blank node joins
+actor for good      `RayPair` makes a new one (its placement group moves to another host where there is one)
+witness             `witness_lost`; the pair goes on as it is: in profile host still a takeover on proof, afterwards
+                    unprotected. No term is granted any more: close the pair and start it again
+driver              Ray ends the node actors, so the pair stops; the witness stays in a cluster that stays, and goes on
+                    counting when the pair is started again (a killed driver also leaves /tmp/nfckpt-*, a directory
+                    of socket names)
+a host              like the node actor on it. The witness lives on Ray's head: best a third host, for without witness
+                    profile hosts can neither take over nor go on alone
+Ray as a whole      the actors end, so the pair stops
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from nfckpt.config import PairConfig, check
-from nfckpt.deploy import ray_env
-from nfckpt.deploy.keeper import Keeper
 from nfckpt.deploy.pair import PairBase
-from nfckpt.deploy.run_dir import RunDir
-from nfckpt.errors import MachineError, ProtectionError
-from nfckpt.failover.witness import Answer, Question, Witness, WitnessView
+from nfckpt.deploy.ray_actors import NodeActor, WitnessActor, end_predecessor
+from nfckpt.deploy.ray_env import NAMESPACE, Cluster, connect, start_local_cluster
+from nfckpt.errors import ConfigError, MachineError, ProtectionError
+from nfckpt.failover.witness import WitnessView
 from nfckpt.secrets import new_key
 from nfckpt.wire.keeper import NodeSpec
 
 __all__ = ["RayPair"]
 
-CALL_S_MAX = 2.0
-EVENTS_WAIT_S = 2.0
-REPLACE_S = 0.2
-PLACE_S_MAX = 30
-SHARE = 0.01                # of a CPU, for Ray's bookkeeping only: packet processes pin themselves
-DOWN = {"role": "down", "term": 0, "protected": False, "epoch": 0}
-
-_Row = tuple[str, int, dict[str, Any]]
-
-
-class _WitnessActor:
-    """Carries one pair's Witness. Everything crosses as plain builtins."""
-
-    def __init__(self) -> None:
-        self._witness = Witness()
-
-    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = msgspec.to_builtins(self._witness.ask(msgspec.convert(question, Question)))
-        return answer
-
-    def view(self) -> tuple[int, str, str]:
-        v = self._witness.view()
-        return v.term, v.holder, v.standby
+OnEvent = Callable[[str, int, dict[str, Any]], None]
+LONG_POLL_S = 0.5
+CALL_S_MAX = 5.0
+PLACE_S_MAX = 30.0
+WITNESS_LOOK_S = 1.0
+HEAD = "node:__internal_head__"
+CPU_OF_A_BUNDLE = 0.001         # a bundle may not be empty
 
 
-class _NodeActor:
-    """Carries one node's Keeper. Its methods run on several threads at once (max_concurrency)."""
-
-    def __init__(self, spec: bytes, witness: str, path: list[str]) -> None:
-        import ray
-
-        ray_env.forget_proxy()
-        sys.path[:0] = [p for p in path if p not in sys.path]       # apps are found where the driver finds them
-        self._ray = ray
-        self._witness_name = witness
-        self._witness: Any = None
-        self._rows: deque[tuple[int, _Row]] = deque(maxlen=1000)
-        self._count = 0
-        self._news = threading.Condition()
-        self._keeper = Keeper(msgspec.json.decode(spec, type=NodeSpec), self._ask, self._note)
-        self._keeper.start()
-
-    def _ask(self, question: Question) -> Answer:
-        if self._witness is None:
-            self._witness = self._ray.get_actor(self._witness_name, namespace=ray_env.NAMESPACE)
-        try:
-            said = self._ray.get(self._witness.ask.remote(msgspec.to_builtins(question)), timeout=CALL_S_MAX)
-        except Exception:
-            self._witness = None            # looked up anew next time
-            raise
-        return msgspec.convert(said, Answer)
-
-    def _note(self, name: str, at_ns: int, fields: dict[str, Any]) -> None:
-        with self._news:
-            self._count += 1
-            self._rows.append((self._count, (name, at_ns, fields)))
-            self._news.notify_all()
-
-    def events(self, after: int, wait_s: float) -> list[tuple[int, _Row]]:
-        """Events numbered above `after`; waits up to `wait_s` for the first."""
-        with self._news:
-            self._news.wait_for(lambda: self._count > after, wait_s)
-            return [row for row in self._rows if row[0] > after]
-
-    def status(self, timeout_s: float) -> dict[str, Any]:
-        return {**self._keeper.status(timeout_s), "worker_pid": os.getpid(),
-                "ray_node": self._ray.get_runtime_context().get_node_id()}
-
-    def command(self, verb: str, timeout_s: float) -> dict[str, Any]:
-        return self._keeper.command(verb, timeout_s)
-
-    def kill(self, signal_number: int) -> int:
-        return self._keeper.kill(signal_number)
-
-    def fate(self) -> tuple[bool, tuple[int, str] | None]:
-        return self._keeper.gave_up, self._keeper.last_exit
-
-    def stop(self) -> None:
-        self._keeper.stop()
-
-
-class _RemoteKeeper:
-    """One node as the driver sees it: a handle on its actor, which Ray restarts when its worker dies."""
+class _Handle:
+    """A Keeper somewhere in the cluster, as PairBase wants it."""
 
     def __init__(self, pair: RayPair, name: str) -> None:
-        self._pair, self.name = pair, name
-        self.actor: Any = None
-
-    def _call(self, method: str, *args: Any, timeout_s: float = CALL_S_MAX) -> Any:
-        import ray
-
-        try:
-            return ray.get(getattr(self.actor, method).remote(*args), timeout=timeout_s)
-        except ray.exceptions.RayTaskError as e:
-            raise e.cause if isinstance(e.cause, ProtectionError) else ProtectionError(f"node {self.name}: {e}") from None
-        except (ray.exceptions.RayError, AttributeError) as e:
-            raise ProtectionError(f"node {self.name} has no actor now", str(e).splitlines()[0]) from None
+        self._pair, self._name = pair, name
 
     @property
     def gave_up(self) -> bool:
@@ -150,166 +76,274 @@ class _RemoteKeeper:
 
     def _fate(self) -> tuple[bool, tuple[int, str] | None]:
         try:
-            gave_up, last = self._call("fate")
-        except ProtectionError:
+            gave_up, last = self._pair.call(self._name, "fate")
+        except ProtectionError:         # its actor is being made anew
             return False, None
         return gave_up, tuple(last) if last else None
 
     def status(self, timeout_s: float = 1.0) -> dict[str, Any]:
-        try:
-            body: dict[str, Any] = self._call("status", timeout_s, timeout_s=timeout_s + CALL_S_MAX)
-        except ProtectionError:
-            return {"node": self.name, **DOWN}
-        return body
+        return self._pair.status()[self._name]
 
     def command(self, verb: str, timeout_s: float = 1.0) -> dict[str, Any]:
-        body: dict[str, Any] = self._call("command", verb, timeout_s, timeout_s=timeout_s + CALL_S_MAX)
+        body: dict[str, Any] = self._pair.call(self._name, "command", verb)
         return body
 
     def kill(self, signal_number: int) -> int:
-        return int(self._call("kill", signal_number))
+        return int(self._pair.call(self._name, "kill", int(signal_number)))
 
 
 class RayPair(PairBase):
-    """Both nodes of `config` as actors of the Ray cluster at `address`, or of a local one on loopback that is started
-    (and stopped) here. Same use as LocalPair. Raises ConfigError, MachineError.
+    """Both nodes of `config`, kept running until `close`. Same calls as LocalPair.
+
+    Without `address` it uses the cluster this process is in, else starts a local one. `on_event(name, at_ns, fields)` is
+    called on threads of this object: what the keepers report, plus keeper_lost, keeper_back and witness_lost.
+    Raises ConfigError, and MachineError when the cluster has no room.
     """
 
-    LOOK_S = 0.01
-
-    def __init__(self, config: PairConfig, *, key: bytes | None = None, address: str | None = None,
-                 on_event: Callable[[str, int, dict[str, Any]], None] | None = None) -> None:
+    def __init__(self, config: PairConfig, *, address: str | None = None, key: bytes | None = None,
+                 on_event: OnEvent | None = None) -> None:
         check(config)
         self.config = config
-        self._address, self._on_event = address, on_event
-        self._key = key or new_key()
-        self._run_dir: RunDir | None = None
-        self._cluster: ray_env.Cluster | None = None
+        self.witness_name = f"nfckpt-witness-{config.name}"
+        self._address, self._key, self._on_event = address, key or new_key(), on_event
+        self._run_dir = os.path.join(tempfile.gettempdir(), f"nfckpt-{os.urandom(6).hex()}")
+        self._cluster: Cluster | None = None
         self._witness: Any = None
         self._group: Any = None
-        self._witness_name = f"nfckpt-witness-{config.name}"
-        self._closing = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._remotes = {name: _RemoteKeeper(self, name) for name in config.nodes}
-        self.keepers = self._remotes
+        self._nodes: dict[str, Any] = {}
+        self.keepers = {name: _Handle(self, name) for name in config.nodes}
+        self._stopping = threading.Event()
+        self._watchers: list[threading.Thread] = []
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> RayPair:
-        """Start or join the cluster, place the actors, start both nodes; the first of the configuration leads."""
-        self._cluster = ray_env.connect(self._address) if self._address else ray_env.start_local_cluster()
+        """Place and start both nodes; the first of the configuration leads. Three to five seconds with a new cluster."""
         try:
+            self._join()
             import ray
 
-            self._ray = ray
-            self._run_dir = RunDir()
-            self._witness = ray.remote(_WitnessActor).options(
-                name=self._witness_name, namespace=ray_env.NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
-                max_restarts=0).remote()
-            term = ray.get(self._witness.view.remote(), timeout=30)[0]
-            self._group = self._place()
-            for index, remote in enumerate(self._remotes.values()):
-                remote.actor = self._make(remote.name, index)
-                thread = threading.Thread(target=self._supervise, args=(remote,), name=f"supervise-{remote.name}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
-                deadline = time.monotonic() + 30
-                while index == 0 and self.view().term == term and not remote.gave_up and time.monotonic() < deadline:
-                    time.sleep(self.LOOK_S)
+            try:
+                self._place()
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as e:
+                raise MachineError(f"pair {self.config.name!r} was not placed within {PLACE_S_MAX} s: {str(e).splitlines()[-1]}",
+                                   "does `ray status` show the nodes' resources?") from None
         except BaseException:
             self.close()
             raise
         return self
 
-    def _place(self) -> Any:
-        """One bundle a node: on two hosts where there are two and the profile allows it, else on one."""
+    def _join(self) -> None:
+        if self._address:
+            self._cluster = connect(self._address)
+            return
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            self._cluster = start_local_cluster()
+
+    def _place(self) -> None:
+        import ray
+
+        self._group = self._reserve()
+        for name in self.config.nodes:          # first, because their names say whether this pair runs already
+            self._nodes[name] = self._node_actor(name)
+        self._witness = self._witness_actor()
+        before = ray.get(self._witness.view.remote(), timeout=PLACE_S_MAX)["term"]
+        # an actor answers once it is placed and built, both at the same time
+        ray.get([actor.status.remote() for actor in self._nodes.values()], timeout=PLACE_S_MAX)
+        first, second = self._nodes
+        ray.get(self._nodes[first].start.remote(), timeout=CALL_S_MAX)
+        deadline = time.monotonic() + CALL_S_MAX
+        while self.view().term == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        ray.get(self._nodes[second].start.remote(), timeout=CALL_S_MAX)
+        self._watchers = [threading.Thread(target=self._watch, args=(name,), daemon=True) for name in self.config.nodes]
+        self._watchers.append(threading.Thread(target=self._watch_witness, daemon=True))
+        for thread in self._watchers:
+            thread.start()
+
+    def _alive(self) -> list[dict[str, Any]]:
+        """The cluster's raylets."""
+        import ray
+
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return [n for n in nodes if n["Alive"]]
+
+    def _witness_actor(self) -> Any:
+        """On the head, beside Ray's own memory: a host more to depend on would make nothing safer."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        heads = [n["NodeID"] for n in self._alive() if HEAD in n["Resources"]]
+        place = {"scheduling_strategy": NodeAffinitySchedulingStrategy(heads[0], soft=True)} if heads else {}
+        return ray.remote(WitnessActor).options(
+            name=self.witness_name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
+            max_restarts=0, **place).remote()
+
+    def _reserve(self) -> Any:
+        """A placement group where the cluster has a choice: nodes of profile hosts apart, of profile host together."""
+        import ray
         from ray.util.placement_group import placement_group
 
-        nodes: Callable[[], list[dict[str, Any]]] = self._ray.nodes
-        live = sum(1 for host in nodes() if host["Alive"])
-        strategy = "STRICT_PACK" if self.config.profile == "host" else "STRICT_SPREAD" if live > 1 else "PACK"
-        group = placement_group([{"CPU": SHARE, **node.resources} for node in self.config.nodes.values()], strategy=strategy)
+        if len(self._alive()) < 2:
+            return None
+        bundles = [{"CPU": CPU_OF_A_BUNDLE, **node.resources} for node in self.config.nodes.values()]
+        strategy = "STRICT_SPREAD" if self.config.profile == "hosts" else "STRICT_PACK"
+        group = placement_group(bundles, strategy=strategy)
         if not group.wait(PLACE_S_MAX):
-            from ray.util.placement_group import remove_placement_group
-
-            remove_placement_group(group)
-            raise MachineError(f"the cluster has no room for this pair ({strategy})", "see `ray status`; check nodes.*.resources")
+            ray.util.remove_placement_group(group)
+            raise MachineError(f"the cluster has no room for {bundles} ({strategy})", "see `ray status`")
         return group
 
-    def _make(self, name: str, index: int) -> Any:
+    def _node_actor(self, name: str) -> Any:
+        import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        assert self._run_dir is not None
-        spec = msgspec.json.encode(NodeSpec(self.config, name, self._key, self._run_dir.path))
-        return self._ray.remote(_NodeActor).options(
-            name=f"nfckpt-{self.config.name}-{name}", namespace=ray_env.NAMESPACE, num_cpus=SHARE, max_concurrency=8, max_restarts=-1,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
-        ).remote(spec, self._witness_name, [p for p in sys.path if p])
-
-    def _supervise(self, remote: _RemoteKeeper) -> None:
-        """Carries a node's events to on_event; says when its worker died, and when Ray has made it anew."""
-        ray = self._ray
-        after, lost = 0, False
-        while not self._closing.is_set():
-            try:
-                rows = ray.get(remote.actor.events.remote(after, EVENTS_WAIT_S), timeout=EVENTS_WAIT_S + 10)
-            except ray.exceptions.GetTimeoutError:
-                continue
-            except ray.exceptions.RayError as e:
-                if not lost and not self._closing.is_set():
-                    self._emit("worker_lost", {"node": remote.name, "reason": type(e).__name__})
-                after, lost = 0, True               # a new worker counts its events from 1
-                self._closing.wait(REPLACE_S)
-                continue
-            if lost:
-                lost = False
-                self._emit("worker_replaced", {"node": remote.name})
-            for number, (name, at_ns, fields) in rows:
-                after = number
-                self._emit(name, fields, at_ns)
-
-    def _emit(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
-        if self._on_event is not None:
-            self._on_event(name, at_ns or time.monotonic_ns(), fields)
-
-    def view(self) -> WitnessView:
+        options: dict[str, Any] = {"num_cpus": 0, "resources": self.config.nodes[name].resources or None}
+        if self._group is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, list(self.config.nodes).index(name))
+        spec = NodeSpec(self.config, name, self._key, self._run_dir)
         try:
-            return WitnessView(*self._ray.get(self._witness.view.remote(), timeout=CALL_S_MAX))
-        except self._ray.exceptions.RayError as e:
-            raise ProtectionError("the witness does not answer", str(e).splitlines()[0]) from None
+            return ray.remote(NodeActor).options(
+                name=self._actor_name(name), namespace=NAMESPACE, max_restarts=-1, max_concurrency=8, **options,
+            ).remote(msgspec.to_builtins(spec, builtin_types=(bytes,)), self.witness_name, NAMESPACE)
+        except ValueError as e:
+            raise ConfigError(f"pair {self.config.name!r} runs in this cluster already: {e}", "give this one another name") from None
+
+    def _actor_name(self, node: str) -> str:
+        return f"nfckpt-node-{self.config.name}-{node}"
 
     def close(self) -> None:
-        """Stop both nodes in order, remove the actors, leave the cluster (stop it if it is ours). Idempotent."""
-        self._closing.set()
-        if self._cluster is None:
-            return
+        """Stop both nodes in order, the witness too, and remove every trace. Idempotent."""
+        self._stopping.set()
         try:
-            holder = self.view().holder
+            self._release()
+        finally:
+            for thread in self._watchers:
+                thread.join(CALL_S_MAX)
+            for name in self._nodes:            # this machine's; elsewhere the actors did it
+                end_predecessor(self._run_dir, name)
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+            self._nodes, self._witness, self._group = {}, None, None
+            if self._cluster is not None:
+                self._cluster.close()
+                self._cluster = None
+
+    def _release(self) -> None:
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return
+        actors = list(self._nodes.values())
+        try:
+            holder = self.active
         except (ProtectionError, AttributeError):
             holder = ""
-        for remote in sorted(self._remotes.values(), key=lambda r: r.name == holder):      # the standby first
-            if remote.actor is not None:
-                try:
-                    remote._call("stop", timeout_s=6)
-                except ProtectionError as e:
-                    self._emit("not_stopped", {"node": remote.name, "reason": e.message})
-                self._ray.kill(remote.actor)
-                remote.actor = None
+        for name in sorted(self._nodes, key=lambda n: n == holder):     # the standby first: nobody takes over
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._nodes[name].stop.remote(), timeout=CALL_S_MAX)
+        names = [self._actor_name(name) for name in self._nodes]
         if self._witness is not None:
-            self._ray.kill(self._witness)       # detached: it would outlive us on somebody else's cluster
-            self._witness = None
+            actors.append(self._witness)
+            names.append(self.witness_name)
+        for actor in actors:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+        deadline = time.monotonic() + CALL_S_MAX
+        while any(_exists(name) for name in names) and time.monotonic() < deadline:
+            time.sleep(0.02)
         if self._group is not None:
-            from ray.util.placement_group import remove_placement_group
-
-            remove_placement_group(self._group)
-            self._group = None
-        for thread in self._threads:
-            thread.join(EVENTS_WAIT_S + 1)
-        self._cluster.close()
-        self._cluster = None
-        if self._run_dir is not None:
-            self._run_dir.close()
+            ray.util.remove_placement_group(self._group)
 
     def __enter__(self) -> RayPair:
         return self.start()
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    # ── questions and commands ───────────────────────────────────────────────────────────────────
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """node → its status; role "down" for a node without packet process or without actor."""
+        import ray
+
+        calls = {name: actor.status.remote() for name, actor in self._nodes.items()}
+        out: dict[str, dict[str, Any]] = {}
+        for name, call in calls.items():
+            try:
+                out[name] = ray.get(call, timeout=CALL_S_MAX)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as e:
+                out[name] = {"node": name, "role": "down", "term": 0, "protected": False, "epoch": 0, "pid": 0,
+                             "error": str(e).splitlines()[0]}
+        return out
+
+    def view(self) -> WitnessView:
+        """Term, holder and recorded standby. Raises ProtectionError without witness."""
+        import ray
+
+        try:
+            return msgspec.convert(ray.get(self._witness.view.remote(), timeout=CALL_S_MAX), WitnessView)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as e:
+            raise ProtectionError(f"the witness does not answer: {str(e).splitlines()[0]}",
+                                  "close the pair and start it again") from None
+
+    def call(self, node: str, method: str, *args: Any) -> Any:
+        import ray
+
+        if node not in self._nodes:
+            raise ProtectionError("nobody leads this pair now")
+        try:
+            return ray.get(getattr(self._nodes[node], method).remote(*args), timeout=CALL_S_MAX)
+        except ray.exceptions.RayTaskError as e:
+            raise ProtectionError(str(e.cause)) from None
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as e:
+            raise ProtectionError(f"node {node} has no keeper now: {str(e).splitlines()[0]}") from None
+
+    # ── supervision, one thread a node ───────────────────────────────────────────────────────────
+
+    def _watch(self, node: str) -> None:
+        import ray
+
+        life, after, lost = "", 0, False
+        while not self._stopping.is_set():
+            try:
+                life, after, rows = ray.get(self._nodes[node].events.remote(life, after, LONG_POLL_S),
+                                            timeout=LONG_POLL_S + CALL_S_MAX)
+            except ray.exceptions.GetTimeoutError:
+                continue
+            except ray.exceptions.RayError as e:
+                if self._stopping.is_set():
+                    return
+                if not lost:
+                    lost = True
+                    self._event("keeper_lost", {"node": node, "error": type(e).__name__})
+                if not _exists(self._actor_name(node)):     # Ray gave it up
+                    self._nodes[node] = self._node_actor(node)
+                    self._nodes[node].start.remote()
+                self._stopping.wait(0.05)
+                continue
+            if lost:
+                lost = False
+                self._event("keeper_back", {"node": node})
+            for name, at_ns, fields in rows:
+                self._event(name, fields, at_ns)
+
+    def _watch_witness(self) -> None:
+        while not self._stopping.wait(WITNESS_LOOK_S):
+            if not _exists(self.witness_name):
+                self._event("witness_lost", {"witness": self.witness_name})
+                return
+
+    def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
+        if self._on_event is not None:
+            with contextlib.suppress(Exception):
+                self._on_event(name, at_ns or time.monotonic_ns(), fields)
+
+
+def _exists(actor_name: str) -> bool:
+    import ray
+
+    try:
+        ray.get_actor(actor_name, NAMESPACE)
+    except ValueError:
+        return False
+    return True

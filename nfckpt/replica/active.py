@@ -10,7 +10,7 @@ Rules       SOLO        emits at once, by permission of the witness (or as the f
 Picture     SOLO ─hello─► PROTECTING ─whole, recorded─► ACTIVE ─lost─► HOLDING ─void─► SOLO
                               └────────lost───────────► SOLO            └─denied─► FENCED
 
-Who calls   node.py: `on_*` for what arrived, `tick` once a millisecond; both return effects, in order. Acks, releases and
+Who calls   node/lead.py: `on_*` for what arrived, `tick` once a millisecond; both return effects, in order. Acks, releases and
             captures, which happen at every poll, are native: `path` (native/active_path.pyx), which this file steers.
 """
 
@@ -106,6 +106,8 @@ class Active:
         self.recording = False          # the witness was asked to record the standby
         self.peer_dead = False          # proven by the kernel
         self.beat_ns = 0
+        self.spoke_ns = 0               # the last beat or welcome
+        self.silent = False             # for so long that the follower may have claimed our term's successor
         self.asked_ns = 0
         self.handing_over = False
         self.giving_up = ""             # why protection is to end while the standby is alive and well
@@ -169,7 +171,8 @@ class Active:
         self.agent.arena.forget_writes()
         self.writer.restart_sync()
         self.session = max(self.session, self.term << 32) + 1
-        self.tap_open = self.whole = self.recording = self.peer_dead = False
+        self.tap_open = self.whole = self.recording = self.peer_dead = self.silent = False
+        self.spoke_ns = now
         self.path.begin(self.session, self.term, now)
         self.path.holding = True
         welcome = Welcome(self.session, self.term, self.engine.epoch, self.bounds.lease_ms if self.lease else 0)
@@ -220,10 +223,15 @@ class Active:
 
     def released(self, now: int) -> list[Effect]:
         """Frames were handed to the ports. When this took so long that the lease may have run out meanwhile, the kernel may have
-        kept some, and nobody would send them again: this process ends, and the standby emits what it did not see."""
-        if self.state is S.ACTIVE and self.lease is not None and not self.lease.holds(now):
-            return [Stop(3, "stalled while releasing output, past its lease")]
-        return []
+        kept some, and only the standby knows which: it hears the channel end, claims, and emits what it did not see. We ask to go
+        solo only when it had its time and did not."""
+        if self.state is not S.ACTIVE or self.lease is None or self.lease.holds(now):
+            return []
+        reason = "stalled past the lease while releasing output"
+        self._end_session()
+        self._move("lost")
+        self.lost_ns = self.asked_ns = now
+        return [DropPeer(reason), Event("standby_lost", {"reason": reason, "proof": False})]
 
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
         """The channel ended or broke the protocol, the kernel says that the process is dead (`proof`), or silence."""
@@ -243,8 +251,9 @@ class Active:
             effects.append(Event("standby_lost", {"reason": reason, "proof": proof}))
         self.asked_ns = now
         effects.append(Ask(self._question("solo")))
-        if self.peer_dead:
-            # the only one who could use the standing grant is dead: nothing to wait for (DESIGN 6)
+        self._note_silence(now)
+        if self.peer_dead and not self.silent:
+            # the only one who could use the standing grant is dead, and it had no reason to use it before: nothing to wait for
             self._move("void")
             effects += self._solo(now, reason)
         return effects
@@ -260,6 +269,9 @@ class Active:
 
     def _question(self, verb: str) -> Question:
         return Question(verb, self.node, self.term, self.peer if verb == "protected" else "", number=self.session)
+
+    def _note_silence(self, now: int) -> None:
+        self.silent = self.silent or now - self.spoke_ns > self.bounds.hang_ms_max * MS // 2
 
     def _end_session(self) -> None:
         self.engine.channel_lost()
@@ -312,7 +324,8 @@ class Active:
         effects: list[Effect] = []
         if self.state in (S.PROTECTING, S.ACTIVE):
             if now - self.beat_ns >= b.beat_ms * MS:
-                self.beat_ns = now
+                self._note_silence(now)
+                self.beat_ns = self.spoke_ns = now
                 number = 0
                 if self.lease is not None:
                     arm = self.lease.beat(now)

@@ -14,6 +14,7 @@ Records, acks and applying, which happen for every epoch, are native: `path` (na
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -76,6 +77,7 @@ class Standby:
         self.acked_ns = 0               # own clock, our last answer to a beat: the promise of I9 counts from it
         self.welcome_ns = 0
         self.open_ns = 0
+        self.covered_ns = 0
         self.waiting: deque[memoryview] = deque()       # records the tap has no room for yet
         self.handover = False
         self.claimed = False            # the next term is ours: the active gets no answer any more, so its lease runs out
@@ -147,11 +149,19 @@ class Standby:
             return []
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
 
+    def _commit(self, now: int) -> bool:
+        """The first that waits. Raises PeerError once: nothing after a record that does not add up is believed."""
+        try:
+            return bool(self.path.commit(self.waiting[0], now))
+        except PeerError:
+            self.waiting.clear()
+            raise
+
     def work(self, now: int) -> list[Effect]:
         """Commit what waits. Call after each message and when idle."""
         effects: list[Effect] = []
         path = self.path
-        while self.waiting and path.commit(self.waiting[0], now):
+        while self.waiting and self._commit(now):
             self.waiting.popleft()
             if not path.attached and not self.claimed:
                 effects.append(Send(kinds.ACK, path.ack(path.epoch, now)))
@@ -175,6 +185,11 @@ class Standby:
             self.path.tap_open = True
             return [Send(kinds.CONTROL, encode_control(TapOpen(self.session)))]
         if self.path.last_page and not self.waiting and self.tap.covers(self.open_ns + skew):
+            # every frame of before the tap is named by now; a name that still waits for one of those would take a
+            # byte-identical frame that comes later for it, so it must have been found, or be too old
+            self.covered_ns = self.covered_ns or now
+            if self.tap.waiting_credits and now - self.covered_ns <= skew:
+                return []
             self._move("whole")
             self.tap.whole()
             return [Send(kinds.CONTROL, encode_control(Whole(self.session)))]
@@ -183,8 +198,9 @@ class Standby:
     def drain(self, now: int) -> None:
         """Promotion: commit what was received whole. A record that still finds no room was never acknowledged, so nothing of
         it left: it is dropped, and its inputs are replayed."""
-        while self.waiting and self.path.commit(self.waiting[0], now):
-            self.waiting.popleft()
+        with contextlib.suppress(PeerError):
+            while self.waiting and self._commit(now):
+                self.waiting.popleft()
         self.waiting.clear()
         if self.path.commit_ns:
             self.clock.follow(self.path.now_ns, self.path.commit_ns)

@@ -1,4 +1,4 @@
-"""SimNode: one life of a packet process around the real cores, as nfckpt/node.py performs it, on simulated things.
+"""SimNode: one life of a packet process around the real cores, as nfckpt/node/ performs it, on simulated things.
 
 Picture     life() is a generator. It yields at every boundary where the world may crash it, stop it, or let others run first:
             0 between any two effects, and between receive, app, finish, capture, ship, release;  n > 0: idle for n ns.
@@ -6,7 +6,7 @@ Picture     life() is a generator. It yields at every boundary where the world m
             register ─► lead ─────────────────────────► hook · rx_burst · app · finish · hook · …
                     └─► follow ─► takeover ─► promoted ┘
 
-What node.py does with sockets, pidfds and the kernel's lease is here a call to the world. The order is node.py's: change it there,
+What nfckpt/node/ does with sockets, pidfds and the kernel's lease is here a call to the world. The order is its: change it there,
 change it here. A crash drops the generator; nothing of it runs any more.
 """
 
@@ -16,7 +16,7 @@ import contextlib
 import os
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from nfckpt.checkpoint.engine import Engine
@@ -30,6 +30,7 @@ from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.gate import Gate
+from nfckpt.native.port import Port
 from nfckpt.native.tap import Tap
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
@@ -105,8 +106,9 @@ class SimNode:
         self.promoted = 0
         self.permanent_mark = 0
         self.outputs: dict[bytes, int] = {}                 # frame -> epoch it was sent in
+        self.binned: list[bytes] = []                       # kept by the kernel's fence
         self.permitted = 0                                  # epochs that were let go before protection
-        self.ports = [SimPort(self, hub) for hub in world.hubs]
+        self.ports: list[Port] = [SimPort(self, hub) for hub in world.hubs]
         self._slow_ns = 0
         self._checked = 0
         for hub in world.hubs:
@@ -377,7 +379,7 @@ class SimNode:
                     agent.finish(burst)
             yield w.poll_ns(self)
 
-    def _hook(self, core: Active, filter_due: int) -> Iterator[int]:
+    def _hook(self, core: Active, filter_due: int) -> Generator[int, None, bool]:
         """The poll boundary. Returns True for "no packets"."""
         w, agent = self.world, self.agent
         now = w.now

@@ -62,7 +62,7 @@ class SimPort(PythonPort):
 
     def py_rx(self, max_frames: int) -> list[tuple[bytes, int]]:
         ring, now = self._hub.rings[self._owner.node], self._owner.world.now
-        out = []
+        out: list[tuple[bytes, int]] = []
         while ring and ring[0][0] <= now and len(out) < max_frames:
             due, _, frame = heapq.heappop(ring)
             out.append((frame, due))

@@ -34,7 +34,7 @@ class Frame(NamedTuple):
     side: int
     flow: int
     number: int
-    count: int
+    counted: int
     nonce: int
 
 

@@ -60,16 +60,17 @@ class Outcome:
     missed: int                     # dropped by the active's own ring
     outputs: int
     covered: frozenset[str]         # transitions and steps, "active holding void"
-    trace: list[str]                # last lines, all of them with keep_trace
+    trace: list[str]                # the last lines
 
 
 class World:
-    """`keep_trace`: keep every line of the trace, not only the last ones."""
+    """`echo`: called with each line of the trace."""
 
     names: ClassVar[tuple[str, str]] = ("a", "b")
     EVENTS: ClassVar[int] = 1500
+    PATIENT_MS: ClassVar[int] = 100         # claim_ms_max beyond any delay of the witness, as it should be
 
-    def __init__(self, seed: int, *, keep_trace: bool = False) -> None:
+    def __init__(self, seed: int, *, echo: Callable[[str], None] | None = None) -> None:
         self.seed, self.events = seed, self.EVENTS
         draw = random.Random(f"{seed} options")
         self.net, self.traffic = random.Random(f"{seed} net"), random.Random(f"{seed} traffic")
@@ -83,7 +84,7 @@ class World:
             quiesce_ms_max=draw.choice((1, 5)), abort_max=10**6, epochs_outstanding_max=draw.choice((1, 2, 64)), names_max=256,
             gate_frames_max=256, gate_bytes_max=1 << 20, tap_frames_max=4096, tap_bytes_max=1 << 20, tap_skew_ms_max=skew_ms,
             sync_group_pages_max=draw.choice((1, 2, 8)), beat_ms=2, hang_ms_max=40, lease_ms=30, lease_margin_ms=5,
-            claim_ms_max=10, join_ms_max=60, park_frames_max=1)
+            claim_ms_max=draw.choice((10, self.PATIENT_MS)), join_ms_max=100, park_frames_max=1)
         self.spread_ns = draw.choice((1, 100 * US, skew_ms * MS // 2))
         self.channel_ns = draw.choice((1, 50 * US, 1000 * US, 5000 * US))
         self.channel_bytes = draw.choice((4 << 10, 1 << 20))
@@ -121,7 +122,8 @@ class World:
         self._count = self._lives = 0
         self._hash = hashlib.sha256()
         self._broken: SimViolation | None = None
-        self._trace: deque[str] = deque(maxlen=None if keep_trace else 60)
+        self._trace: deque[str] = deque(maxlen=60)
+        self._echo = echo
         scratch = Arena(self.bounds.arena_bytes)
         Toy(scratch, self.secret, random.Random(0))
         self.layout, self._used = scratch.layout_digest(), scratch.used
@@ -167,6 +169,8 @@ class World:
         line = f"{(self.now - 1000 * MS) / MS:9.3f} {'' if node is None else repr(node):4} {text}"
         self._hash.update(line.encode())
         self._trace.append(line)
+        if self._echo is not None:
+            self._echo(line)
 
     # ── processes ────────────────────────────────────────────────────────────────────────────────
 
@@ -289,6 +293,7 @@ class World:
         """A node's kernel takes a frame from the ring."""
         if self.hosts and self._fence[node.node].get(self._mark.get(node, 0), 0) <= self.now:
             self.trace(node, f"fenced off: {frame[14:37].hex()}")
+            self.referee.fenced_off(node, frame)
             return
         self.trace(node, f"emits {frame[14:37].hex()}")
         try:
@@ -380,6 +385,7 @@ class World:
 
     def _switch(self, node: SimNode) -> None:
         if isinstance(node.core, Active):
+            self.referee.fault()                # no fault, but it gives away what only it knows to be whole
             self.trace(node, f"planned switch: {node.core.hand_over()}")
 
     # ── what nodes report ────────────────────────────────────────────────────────────────────────
@@ -401,7 +407,7 @@ class World:
         self.referee.committed(session, epoch, None if arena is None else self._content(arena))
 
     def _content(self, arena: Arena) -> bytes:
-        return hashlib.sha256(arena.view()[:self._used]).digest()
+        return hashlib.sha256(memoryview(arena.view().data)[:self._used]).digest()
 
     def unexpected(self, node: object, frame: Frame) -> None:
         assert isinstance(node, SimNode)
@@ -419,3 +425,5 @@ class World:
     def event(self, node: SimNode, event: Event) -> None:
         if event.name == "protected" and self.referee.protected():
             self.referee.promise = True
+        if event.name == "solo":
+            self.referee.solo(node)

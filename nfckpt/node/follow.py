@@ -1,0 +1,128 @@
+"""Following: tap, channel and standby core, until this node is promoted or its life is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from nfckpt.clock import PairClock
+from nfckpt.errors import PeerError
+from nfckpt.failover.takeover import Takeover
+from nfckpt.native.arena import Arena
+from nfckpt.native.standby_path import WHY_IDLE as FOLLOW_IDLE
+from nfckpt.native.tap import Tap
+from nfckpt.node.shell import EXIT, MS, Shell, Stopped
+from nfckpt.replica.standby import Standby
+from nfckpt.wire import keeper
+from nfckpt.wire.rendezvous import Connector
+from nfckpt.wire.transport import CLOSED
+
+__all__ = ["Follower"]
+
+
+class Follower(Shell):
+    """The loop of a standby."""
+
+    def _follow(self) -> None:
+        """Dial the active, follow it, until promoted (returns) or stopped (raises)."""
+        b = self.bounds
+        self._warm()                # before the hello: from then on the active holds its output for our acks
+        self.arena = Arena(b.arena_bytes)
+        self.clock = PairClock()
+        tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
+                  b.gate_frames_max * 2, b.gate_bytes_max * 2)
+        deadline = time.monotonic_ns() + b.join_ms_max * MS
+        connector = Connector(self.config, self.spec, self.peer, self.life_fd)
+        try:
+            while True:
+                tap.poll(time.monotonic_ns())
+                self._heard()
+                transport = connector.poll()
+                if transport is not None:
+                    break
+                if time.monotonic_ns() > deadline:
+                    raise Stopped(11, f"no active answered within {b.join_ms_max} ms {connector.refusal}".strip())
+                time.sleep(0.001)
+        finally:
+            connector.close()
+        self._adopt(transport)
+        core = self.core = Standby(pair=self.config.name, node=self.node, layout=self.layout, bounds=b,
+                                   secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
+                                   now=time.monotonic_ns(), key_check=self.secrets.check)
+        self._attach()
+        self._perform(core.hello())
+        while not self.promoted:
+            self._follow_once(core, time.monotonic_ns())
+
+    def _follow_once(self, core: Standby, now: int) -> None:
+        if core.path.attached and not core.waiting and not self.outbox and self.takeover is None:
+            if core.path.run(self._slow_ns, self.bounds.idle_spin_us * 1000) == FOLLOW_IDLE:
+                self._idle_since = 1            # it has spun
+            else:
+                self._idle_since = 0
+            now = time.monotonic_ns()
+        busy = core.tap.poll(now)
+        t = self.transport
+        lost = ""
+        if t is not None:
+            try:
+                for _ in range(64):
+                    message = t.recv()
+                    if message is None:
+                        break
+                    busy += 1
+                    now = time.monotonic_ns()
+                    self._perform(core.on_message(now, *message))
+                    self._push(now)
+                lost = t.closed or ""
+            except PeerError as e:
+                lost = e.message
+        slow = now >= self._slow_ns
+        if core.waiting or slow:
+            try:
+                self._perform(core.work(now))
+            except PeerError as e:
+                lost = e.message
+        self._push(now)
+        if slow:
+            self._slow_ns = now + MS
+            for heard in self._heard():
+                if self.takeover is not None and isinstance(heard, keeper.WitnessSaid):
+                    self._perform(self.takeover.on_witness(now, heard.answer))
+            if now >= self._drops_ns:
+                self._drops_ns = now + 50 * MS
+                core.tap.note_drops(now)
+            if not lost and now - core.path.heard_ns > self.bounds.hang_ms_max * MS:
+                lost = f"active silent for {(now - core.path.heard_ns) // MS} ms"
+        if self.takeover is None:
+            proof = self.watch is not None and self.watch.died
+            if proof or lost or core.handover:
+                self._lost(core, now, lost or ("handover" if core.handover else "killed: the kernel released its life lock"), proof)
+        if self.takeover is not None:
+            if not self.takeover.peer_dead and self._peer_dead():
+                self.takeover.on_peer_dead()
+            self._perform(self.takeover.advance(time.monotonic_ns()))
+            return
+        if busy:
+            self._idle_since = 0
+        else:
+            self._idle(now)
+
+    def _lost(self, core: Standby, now: int, reason: str, proof: bool) -> None:
+        if not proof and not self.hosts and not core.handover:
+            # the channel ended: give the kernel a moment to say that the process did as well
+            end = time.monotonic() + 0.05
+            while not (proof := self._peer_dead()) and time.monotonic() < end:
+                core.tap.poll(time.monotonic_ns())
+        parted = False
+        if proof and self.transport is not None:
+            with contextlib.suppress(PeerError):
+                while (message := self.transport.recv()) is not None:
+                    self._perform(core.on_message(time.monotonic_ns(), *message))
+            parted = (self.transport.closed or "").startswith(CLOSED)
+        if not core.may_claim:
+            raise Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
+        self.uncommitted = core.tap.waiting_inputs
+        self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=now, reason=reason,
+                                 proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover, parted=parted)

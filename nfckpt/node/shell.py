@@ -1,0 +1,256 @@
+"""Shell: the I/O around the cores: keeper, channel, effects, idling. One thread, no locks.
+
+Effects are performed in the order a core gave them; what the channel has no room for waits in the outbox, in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from typing import Any
+
+from nfckpt.failover.lease import EgressLease, stamp
+from nfckpt.failover.takeover import Takeover
+from nfckpt.native.life import LifeWatch
+from nfckpt.native.shm_ring import ShmRing
+from nfckpt.node.app import App
+from nfckpt.replica.active import Active
+from nfckpt.replica.effects import (
+    Ask,
+    DropPeer,
+    Effect,
+    Event,
+    KillPeer,
+    LeaseArm,
+    LeasePermanent,
+    LeaseStamp,
+    Promote,
+    Send,
+    Stop,
+)
+from nfckpt.replica.standby import Standby
+from nfckpt.secrets import PairSecrets
+from nfckpt.wire import keeper, kinds
+from nfckpt.wire.transport import Transport
+
+__all__ = ["EXIT", "MS", "Shell", "Stopped"]
+
+MS = 1_000_000
+
+EXIT = {
+    0: "stopped", 2: "bad configuration", 3: "fenced", 4: "handed over", 5: "refused by the active", 6: "divergent",
+    7: "a port is gone", 8: "the app raised an exception", 9: "unprotectable", 10: "keeper gone", 11: "lost the active before it was whole",
+    12: "refused by the active for now",
+}
+
+
+class Stopped(Exception):
+    """This process's life is over."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+class Shell:
+    """What following and leading share. `sock`: to the keeper, already past the spec."""
+
+    app: App
+
+    def __init__(self, spec: keeper.NodeSpec, sock: socket.socket) -> None:
+        self.config, self.node, self.spec, self.sock = spec.config, spec.node, spec, sock
+        self.bounds = spec.config.bounds
+        self.peer = next(n for n in spec.config.nodes if n != spec.node)
+        self.me = spec.config.nodes[spec.node]
+        self.hosts = spec.config.profile == "hosts"
+        self.secrets = PairSecrets(spec.key)
+        self.transport: Transport | None = None
+        self.adopted_ns = 0
+        self.outbox: deque[Send] = deque()          # effects the channel had no room for, in order
+        self.watch: LifeWatch | None = None
+        self.pidfd = -1
+        self.core: Active | Standby | None = None
+        self.takeover: Takeover | None = None
+        self.uncommitted = 0                        # inputs, when the active was lost
+        self.promoted = 0
+        self.lease: EgressLease | None = None
+        self.permanent_mark = 0
+        self.receipt: dict[str, Any] | None = None
+        self.receipt_due_ns = 0
+        self.ended_in_order = False
+        self._slow_ns = 0
+        self._drops_ns = 0
+        self._idle_since = 0
+        self._poll: select.poll | None = None
+        self.ports: list[Any] = []
+        self.layout = b""
+        self.life_fd = -1
+
+    # ── keeper ───────────────────────────────────────────────────────────────────────────────────
+
+    def _report(self, name: str, fields: dict[str, Any]) -> None:
+        keeper.send(self.sock, keeper.Report(name, time.monotonic_ns(), fields))
+
+    def _heard(self) -> list[keeper.FromKeeper]:
+        """Messages of the keeper; commands are answered here."""
+        out: list[keeper.FromKeeper] = []
+        while (raw := keeper.receive(self.sock)) is not None:
+            if not raw:
+                raise Stopped(10, EXIT[10])
+            message = keeper.from_keeper.decode(raw)
+            if isinstance(message, keeper.WitnessSaid):
+                out.append(message)
+            elif message.verb == "stop":
+                raise Stopped(0, "stopped by its keeper")
+            elif message.verb == "failover":
+                ok = isinstance(self.core, Active) and self.core.hand_over()
+                keeper.send(self.sock, keeper.Reply(message.number, {"ok": ok}))
+            else:
+                keeper.send(self.sock, keeper.Reply(message.number, self.status()))
+        return out
+
+    def status(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    # ── channel ──────────────────────────────────────────────────────────────────────────────────
+
+    def _adopt(self, transport: Transport) -> None:
+        """A fresh channel is the peer's now."""
+        self._drop_channel()
+        self.transport = transport
+        self.adopted_ns = time.monotonic_ns()
+        self._poll = None
+        self._attach()
+        if not self.hosts:
+            self.watch = LifeWatch(os.dup(transport.peer_life_fd))      # type: ignore[attr-defined]
+            self.pidfd = os.dup(transport.peer_pidfd)                   # type: ignore[attr-defined]
+
+    def _attach(self) -> None:
+        """Over shared memory records and acks go without Python."""
+        if self.core is not None and isinstance(self.transport, ShmRing):
+            self.core.path.attach(self.transport)
+
+    def _drop_channel(self, keep_watch: bool = False) -> None:
+        if self.transport is not None:
+            self.transport.close()
+            self.transport = None
+        self._poll = None
+        self.outbox.clear()
+        if self.core is not None:
+            self.core.path.attach(None)
+        if not keep_watch:
+            if self.watch is not None:
+                self.watch.close()
+                self.watch = None
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+                self.pidfd = -1
+
+    def _peer_dead(self) -> bool:
+        """The kernel's word: the emitting thread ended, or the whole process did."""
+        if self.watch is not None and self.watch.died:
+            return True
+        if self.pidfd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _send(self, message: Send) -> None:
+        if self.transport is None:
+            return
+        if self.outbox or not self.transport.send(message.kind, message.payload):
+            self.outbox.append(message)
+
+    def _push(self, now: int) -> bool:
+        """Whatever waits for the channel, in order. True when nothing waits."""
+        t = self.transport
+        if t is None:
+            return True
+        while self.outbox and t.send(self.outbox[0].kind, self.outbox[0].payload):
+            self.outbox.popleft()
+        path = self.core.path if isinstance(self.core, Active) else None
+        staged = path.staged if path is not None else None
+        if path is not None and staged is not None and not self.outbox and t.send(kinds.EPOCH, staged):
+            path.shipped()
+            staged = None
+        t.flush()
+        return staged is None and not self.outbox
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for e in effects:
+            if isinstance(e, Send):
+                self._send(e)
+            elif isinstance(e, LeaseArm):
+                if self.lease is not None:
+                    self.lease.renew(e.mark, e.ms)
+            elif isinstance(e, LeaseStamp):
+                self._stamp(e.mark)
+                if self.lease is not None and self.permanent_mark:
+                    self.lease.revoke(self.permanent_mark)
+                self.permanent_mark = 0
+            elif isinstance(e, LeasePermanent):
+                if self.lease is not None:
+                    self.lease.permanent(e.mark)
+                self.permanent_mark = e.mark
+                self._stamp(e.mark)
+            elif isinstance(e, Event):
+                self._report(e.name, e.fields)
+            elif isinstance(e, Ask):
+                keeper.send(self.sock, keeper.WitnessAsk(e.question))
+            elif isinstance(e, DropPeer):
+                if self.transport is not None:
+                    self.transport.flush()
+                self._drop_channel(keep_watch=True)
+            elif isinstance(e, KillPeer):
+                if self.pidfd >= 0:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            elif isinstance(e, Promote):
+                self.promoted = e.term
+            elif isinstance(e, Stop):
+                if self.transport is not None:
+                    deadline = time.monotonic() + 0.2
+                    while not self._push(time.monotonic_ns()) and time.monotonic() < deadline:
+                        time.sleep(0.0005)
+                raise Stopped(e.code, e.reason)
+
+    def _stamp(self, mark: int) -> None:
+        # not port.set_mark: that discards what waits in the ring, and this is still our term
+        if self.lease is not None:
+            stamp((port.fileno() for port in self.ports), mark)
+
+    # ── idling ───────────────────────────────────────────────────────────────────────────────────
+
+    def _idle(self, now: int, extra: int = -1) -> None:
+        """Spin for idle_spin_us, then sleep on everything that can wake us, for at most idle_wait_ms_max."""
+        if self._idle_since == 0:
+            self._idle_since = now
+        if now - self._idle_since < self.bounds.idle_spin_us * 1000:
+            return
+        t = self.transport
+        if t is not None and not t.before_sleep():
+            return
+        if self._poll is None:
+            self._poll = select.poll()
+            fds = [p.fileno() for p in self.ports] + [self.sock.fileno(), extra]
+            fds += [t.fileno()] if t is not None else []
+            fds += [self.watch.fileno()] if self.watch is not None and not self.watch.died else []
+            for fd in fds:
+                if fd >= 0:
+                    self._poll.register(fd, select.POLLIN)
+        self._poll.poll(self.bounds.idle_wait_ms_max)
+        if t is not None:
+            t.after_sleep()
+
+    def _warm(self) -> None:
+        """No collector pauses on the packet thread: what exists now is kept out of it, and it runs by hand no more."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()
