@@ -173,7 +173,7 @@ def check(c: PairConfig) -> None:
         value = getattr(b, key)
         if not isinstance(value, bool) and value < 0:
             need(False, key, "must not be negative")
-    need(4096 <= b.arena_bytes <= 1 << 40, "arena_bytes", "must lie between 4096 and 2**40")
+    need(4096 <= b.arena_bytes <= 1 << 38, "arena_bytes", "must lie between 4096 and 2**38")
     need(1 <= b.burst_frames_max <= 256, "burst_frames_max", "must lie between 1 and 256")
     need(b.hold_us_max <= 1_000_000, "hold_us_max", "an output may not be held longer than a second")
     need(b.names_max >= 2 * b.burst_frames_max, "names_max", "must hold two bursts")
@@ -183,8 +183,11 @@ def check(c: PairConfig) -> None:
     need(b.hang_ms_max >= 4 * b.beat_ms, "hang_ms_max", f"must be at least four beats ({4 * b.beat_ms} ms)")
     need(b.lease_ms >= 4 * b.beat_ms, "lease_ms", f"must be at least four beats ({4 * b.beat_ms} ms)")
     need(b.lease_margin_ms >= 5, "lease_margin_ms", "must be at least 5: the kernel's timers are that coarse")
-    need(b.message_bytes_max >= b.arena_bytes + (32 << 20), "message_bytes_max",
-         f"must be at least arena_bytes + 32 MiB ({b.arena_bytes + (32 << 20)}): an epoch may write everything")
+    # one epoch may write every line, send a full gate, name every frame and carry a group of pages
+    epoch = (b.arena_bytes * 17 // 16 + b.gate_bytes_max + 16 * b.gate_frames_max + 9 * b.names_max
+             + 4100 * b.sync_group_pages_max + 4096)
+    need(b.message_bytes_max >= epoch, "message_bytes_max",
+         f"one epoch may have {epoch} bytes (arena_bytes, gate_bytes_max, names_max, sync_group_pages_max)")
     need(b.sync_group_pages_max >= 1, "sync_group_pages_max", "must be at least 1")
     need(b.epochs_outstanding_max >= 1, "epochs_outstanding_max", "must be at least 1")
     need(b.idle_wait_ms_max <= b.beat_ms, "idle_wait_ms_max", f"must not be above beat_ms ({b.beat_ms}): beats would be late")

@@ -7,17 +7,29 @@ import struct
 import pytest
 
 from nfckpt.clock import PairClock
-from nfckpt.config import Bounds
-from nfckpt.errors import PeerError, StateError
+from nfckpt.config import Bounds, NodeConfig, PairConfig, check
+from nfckpt.errors import ConfigError, PeerError, StateError
 from nfckpt.failover.takeover import Step, Takeover
 from nfckpt.failover.witness import Answer
 from nfckpt.native.active_path import ActivePath
 from nfckpt.native.arena import Arena
+from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.tap import Tap
-from nfckpt.replica.effects import Promote, Send
+from nfckpt.replica.active import Active, ActiveState
+from nfckpt.replica.effects import Promote, Send, Stop
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import kinds
-from nfckpt.wire.messages import Ack, Protected, Welcome, encode_ack, encode_control
+from nfckpt.wire.messages import (
+    PROTOCOL,
+    Ack,
+    Hello,
+    Protected,
+    TapOpen,
+    Welcome,
+    Whole,
+    encode_ack,
+    encode_control,
+)
 from tests.native_lab import MS, SECRET, ListPort, frame
 from tests.test_agent import Rig
 
@@ -174,3 +186,76 @@ def test_numbers_that_native_code_cannot_hold_are_the_peers_fault(session: int) 
     rig = Follower()
     with pytest.raises(PeerError):
         rig.hear(kinds.CONTROL, encode_control(Welcome(session, TERM, 1, 100)))
+
+
+# ── the active's states ──────────────────────────────────────────────────────────────────────────
+
+
+class Leader:
+    """An active without a node."""
+
+    def __init__(self, *, kills: bool = True, **bounds: int) -> None:
+        self.rig = rig = Rig(**bounds)
+        self.core = Active(pair="p", node="a", peer="b", layout=b"L", bounds=Bounds(**bounds), term=TERM, agent=rig.agent,
+                           engine=rig.engine.engine, writer=EpochWriter(SECRET), clock=PairClock(), lease=None, kills=kills)
+        rig.path = self.core.path
+        rig.agent.hook = lambda: rig.path.poll(rig.now)
+
+    def say(self, message: object) -> list[object]:
+        return list(self.core.on_message(self.rig.now, kinds.CONTROL, memoryview(encode_control(message))))
+
+    def hello(self) -> list[object]:
+        return list(self.core.on_hello(self.rig.now, memoryview(encode_control(Hello("p", "b", PROTOCOL, b"L")))))
+
+    def ship(self) -> int:
+        """What is staged is on its way. Returns its number."""
+        number = self.core.engine.epoch - 1
+        self.core.path.shipped()
+        return number
+
+    def ack(self, epoch: int) -> None:
+        self.core.path.on_ack(encode_ack(Ack(self.core.session, epoch, 500, 0, 0, 0)), self.rig.now, True)
+        self.rig.gate.release()
+
+    def witness(self, verb: str, said: str = "ok") -> list[object]:
+        return list(self.core.on_witness(self.rig.now, Answer(verb, said, TERM, "a", self.core.session)))
+
+    def protect(self) -> None:
+        self.hello()
+        self.say(TapOpen(self.core.session))
+        while self.core.path.sync_pages:
+            self.rig.rx()
+            self.ack(self.ship())
+        self.say(Whole(self.core.session))
+        self.witness("protected")
+        assert self.core.protected
+
+
+def test_a_switch_waits_for_a_record_that_the_channel_has_not_taken() -> None:
+    """It named frames and wrote state, but held no output: the term was handed over in front of it."""
+    lead = Leader()
+    lead.protect()
+    rig = lead.rig
+    rig.rx(frame(1))
+    rig.agent.drop(rig.burst)
+    rig.rx()
+    assert lead.core.hand_over() and rig.path.staged is not None
+    assert lead.core.handed_over(rig.now) == []
+    number = lead.ship()
+    assert lead.core.handed_over(rig.now) == []
+    lead.ack(number)
+    assert isinstance(lead.core.handed_over(rig.now)[-1], Stop) and lead.core.state is ActiveState.FENCED
+
+
+def test_the_pair_s_bounds_fit_one_another() -> None:
+    """An epoch larger than a message could never be sent; a line whose number has 33 bits could not be named."""
+    nodes = {n: NodeConfig(ports=[{"scheme": "mem"}]) for n in "ab"}
+
+    def refused(**bounds: int) -> str:
+        with pytest.raises(ConfigError) as e:
+            check(PairConfig(name="p", app="m:C", nodes=nodes, bounds=Bounds(**bounds)))
+        return e.value.message
+
+    check(PairConfig(name="p", app="m:C", nodes=nodes))
+    assert "message_bytes_max" in refused(arena_bytes=8 << 20, message_bytes_max=64 << 20)
+    assert "arena_bytes" in refused(arena_bytes=(1 << 38) + 4096, message_bytes_max=1 << 40)

@@ -223,6 +223,19 @@ def test_an_app_that_never_lets_go(profile: str) -> None:
 
 
 @BOTH
+def test_an_app_that_never_lets_go_keeps_its_state_while_nobody_else_has_it(profile: str) -> None:
+    """To stop with a follower that is not whole would lose everything: the active goes on alone, and says so."""
+    with PairRig(profile, APP + "Keeps", traffic=False, app_args={"at": 20}, quiesce_ms_max=5, abort_max=10) as rig:
+        rig.kill_standby()
+        until(lambda: rig.seen("solo"))
+        rig.traffic.go()                                # the frame is kept before the next follower is there
+        until(lambda: [f for f in rig.seen("solo") if "unprotectable" in f["reason"]])
+        until(lambda: rig.seen("follower_refused"))
+        until(lambda at=rig.traffic.received[LEFT]: rig.traffic.received[LEFT] > at + 500)
+        assert rig.term == 1 and not rig.seen("exited", rig.active) and rig.traffic.doubled == 0
+
+
+@BOTH
 def test_an_app_that_never_lets_go_may_go_on_without_protection(profile: str) -> None:
     with PairRig(profile, APP + "Keeps", app_args={"at": 100}, quiesce_ms_max=5, abort_max=10, unsafe_release_on_abort=True) as rig:
         until(lambda: rig.seen("solo"))

@@ -210,7 +210,8 @@ class Leader(Shell):
         self._push(now)
         if core.engine.unprotectable and core.state.value in ("protecting", "active"):
             why = f"the app kept its frames through {core.engine.aborts_in_row} quiesce attempts"
-            if not self.bounds.unsafe_release_on_abort:
+            # a node whose follower is not whole holds the only copy of the state: it goes on alone
+            if core.protected and not self.bounds.unsafe_release_on_abort:
                 raise Stopped(9, why)
             self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch

@@ -151,7 +151,7 @@ class Active:
             why = "the state's layout differs: run the same app with the same parameters on both nodes"
         elif hello.node != self.peer:
             why = f"node {hello.node!r} is not the peer of {self.node!r}"
-        elif again := self.engine.unprotectable:
+        elif again := self.engine.unprotectable and self.agent.in_flight > 0:
             why = "the active is unprotectable: its app keeps frames across polls"
         elif again := self.state is not S.SOLO:
             why = f"the active is {self.state.value} and follows up its present standby first"

@@ -44,8 +44,8 @@ cdef class Arena:
     def __cinit__(self, nbytes=0, *, int fd=-1):
         cdef void* p
         if fd < 0:
-            if nbytes <= 0 or nbytes > (1 << 40):
-                raise ConfigError(f"arena of {nbytes} bytes", "arena_bytes must lie between 4096 and 2**40")
+            if nbytes <= 0 or nbytes > (1 << 38):
+                raise ConfigError(f"arena of {nbytes} bytes", "arena_bytes must lie between 4096 and 2**38: records number its 64-byte lines in 32 bits")
             nbytes = (int(nbytes) + PAGE - 1) // PAGE * PAGE
             fd = os.memfd_create("nfckpt-arena", os.MFD_CLOEXEC)
             try:

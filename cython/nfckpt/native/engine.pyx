@@ -133,6 +133,7 @@ cdef class Engine:
         self.committed = self.epoch
         self.epoch += 1
         self.opened_ns = 0
+        self.aborts_in_row = 0
 
     def captured(self):
         """The open epoch is in staging. Returns its number; the next one is open."""

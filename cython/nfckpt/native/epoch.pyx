@@ -274,7 +274,7 @@ cdef int record_parse(Record* r, uint8_t* base, uint64_t total, Arena arena, int
     if p != total:
         return 8
     for i in range(h.n_lines):
-        if r.line_no[i] >= arena.n_pages * 64:
+        if r.line_no[i] >= <uint64_t>arena.n_pages * 64:
             return 9
     for i in range(h.n_pages):
         if r.page_no[i] >= arena.n_pages:
