@@ -50,7 +50,7 @@ def asked(h: History, q: Question) -> History:
     before = w.view()
     answer = w.ask(q)
     assert answer.term == w.term >= before.term, "terms only grow"
-    assert w.term <= before.term + 1 and w.holder != w.standby or w.holder == w.standby == ""
+    assert (w.term <= before.term + 1 and w.holder != w.standby) or w.holder == w.standby == ""
     lives = list(h.lives)
     if q.verb == "register" and q.life != f"{q.node}{h.lives['ab'.index(q.node)]}":
         lives["ab".index(q.node)] += 1

@@ -22,7 +22,7 @@ VERBS = frozenset({"register", "protected", "solo", "claim", "took", "gone", "vi
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What a node (or its keeper) asks. `verb`: register, protected, solo, one of VERBS."""
+    """What a node (or its keeper) asks. `verb`: one of VERBS."""
 
     verb: str
     node: str
