@@ -18,8 +18,11 @@ import msgspec
 __all__ = ["Answer", "Question", "Witness", "WitnessView"]
 
 
+VERBS = frozenset({"register", "protected", "solo", "claim", "took", "gone", "view"})
+
+
 class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What a node (or its keeper) asks. `verb`: register, protected, solo, claim, took, handover, gone, view."""
+    """What a node (or its keeper) asks. `verb`: one of VERBS."""
 
     verb: str
     node: str
@@ -59,11 +62,8 @@ class Witness:
 
     def ask(self, q: Question) -> Answer:
         """Answer one question. Unknown verbs are denied."""
-        said = getattr(self, f"_{q.verb}", self._unknown)(q)
+        said = getattr(self, f"_{q.verb}")(q) if q.verb in VERBS else "denied"
         return Answer(q.verb, said, self.term, self.holder, q.number)
-
-    def _unknown(self, q: Question) -> str:
-        return "denied"
 
     def _register(self, q: Question) -> str:
         if not q.life or self.lives.get(q.node) != q.life:
