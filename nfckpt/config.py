@@ -177,6 +177,7 @@ def check(c: PairConfig) -> None:
     need(1 <= b.burst_frames_max <= 256, "burst_frames_max", "must lie between 1 and 256")
     need(b.hold_us_max <= 1_000_000, "hold_us_max", "an output may not be held longer than a second")
     need(b.names_max >= 2 * b.burst_frames_max, "names_max", "must hold two bursts")
+    need(b.tap_frames_max >= b.names_max, "tap_frames_max", f"must hold the names of one epoch ({b.names_max}: names_max)")
     need(b.gate_frames_max >= 16 * b.burst_frames_max, "gate_frames_max", "must hold 16 bursts")
     need(b.gate_bytes_max >= 8 << 20, "gate_bytes_max", "must be at least 8 MiB")
     need(b.beat_ms >= 1, "beat_ms", "must be at least 1")

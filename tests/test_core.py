@@ -13,6 +13,7 @@ from nfckpt.failover.takeover import Step, Takeover
 from nfckpt.failover.witness import Answer
 from nfckpt.native.active_path import ActivePath
 from nfckpt.native.arena import Arena
+from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.tap import Tap
 from nfckpt.replica.active import Active, ActiveState
@@ -24,9 +25,11 @@ from nfckpt.wire.messages import (
     Ack,
     Hello,
     Protected,
+    Refuse,
     TapOpen,
     Welcome,
     Whole,
+    decode_control,
     encode_ack,
     encode_control,
 )
@@ -247,6 +250,41 @@ def test_a_switch_waits_for_a_record_that_the_channel_has_not_taken() -> None:
     assert isinstance(lead.core.handed_over(rig.now)[-1], Stop) and lead.core.state is ActiveState.FENCED
 
 
+def test_a_follower_waits_until_the_output_of_before_has_left() -> None:
+    """No epoch names it: a standby that sees it leave takes it for input, and feeds it to its app after a takeover."""
+    lead = Leader()
+    rig = lead.rig
+    rig.ports[1].room, rig.ports[1].stuck = 1, 1
+    for n in range(3):
+        rig.agent.emit(1, frame(n))
+    refusal = lead.hello()[0]
+    assert isinstance(refusal, Send) and lead.core.state is ActiveState.SOLO
+    message = decode_control(memoryview(refusal.payload))
+    assert isinstance(message, Refuse) and message.again and "full" in message.reason
+    rig.ports[1].room, rig.ports[1].stuck = None, 0
+    lead.hello()
+    assert lead.core.state is ActiveState.PROTECTING and rig.ports[1].left == [frame(n) for n in range(3)]
+
+
+def test_an_app_that_let_go_is_protected_again() -> None:
+    lead = Leader(quiesce_ms_max=1, abort_max=2)
+    lead.protect()
+    rig = lead.rig
+    rig.rx(frame(1))
+    kept, rig.burst = rig.burst, Burst()
+    while not lead.core.engine.unprotectable:
+        rig.rx()
+        rig.now += 1 * MS
+    lead.core.give_up(rig.now, "unprotectable")
+    lead.witness("solo")
+    lead.core.on_peer_lost(rig.now, "dead", True)
+    assert lead.core.state is ActiveState.SOLO
+    lead.hello()
+    assert lead.core.state is ActiveState.SOLO
+    rig.agent.drop(kept)
+    lead.protect()
+
+
 def test_the_pair_s_bounds_fit_one_another() -> None:
     """An epoch larger than a message could never be sent; a line whose number has 33 bits could not be named."""
     nodes = {n: NodeConfig(ports=[{"scheme": "mem"}]) for n in "ab"}
@@ -258,4 +296,5 @@ def test_the_pair_s_bounds_fit_one_another() -> None:
 
     check(PairConfig(name="p", app="m:C", nodes=nodes))
     assert "message_bytes_max" in refused(arena_bytes=8 << 20, message_bytes_max=64 << 20)
+    assert "tap_frames_max" in refused(names_max=1 << 18)
     assert "arena_bytes" in refused(arena_bytes=(1 << 38) + 4096, message_bytes_max=1 << 40)

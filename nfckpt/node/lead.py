@@ -79,7 +79,9 @@ class Leader(Shell):
         if takeover is not None and tap is not None and isinstance(standby, Standby):
             gate.start_at(standby.path.next_seq)
             for _, port, frame in tap.unseen_outputs():
-                agent.emit(port, frame)
+                if not agent.emit(port, frame):         # more than one gate holds: the rest follows what the ports take
+                    gate.release()
+                    agent.emit(port, frame)
                 reemitted += 1
             agent.tap = tap
         for port, frame in app.announce(ctx):

@@ -155,12 +155,13 @@ class Active:
             why = "the active is unprotectable: its app keeps frames across polls"
         elif again := self.state is not S.SOLO:
             why = f"the active is {self.state.value} and follows up its present standby first"
+        elif again := self._still_leaving():
+            why = "the active's ports are full: what waits would leave under the standby's eyes, and be taken for input"
         if why:
             return [Send(kinds.CONTROL, encode_control(Refuse(why, again))), DropPeer(f"refused: {why}"),
                     Event("follower_refused", {"reason": why})]
         self._move("hello")
         gate = self.agent.gate
-        gate.release()
         # what was let go by permission belongs to an epoch that counts as committed; the next one is held
         self.engine.skip()
         self.agent.epoch = self.engine.epoch
@@ -177,6 +178,11 @@ class Active:
         self.path.holding = True
         welcome = Welcome(self.session, self.term, self.engine.epoch, self.bounds.lease_ms if self.lease else 0)
         return [Send(kinds.CONTROL, encode_control(welcome)), Event("protecting", {"peer": hello.node})]
+
+    def _still_leaving(self) -> bool:
+        """Output emitted by permission waits for room in a port."""
+        self.agent.gate.release()
+        return self.agent.gate.held_frames > 0
 
     def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
         """Raises PeerError for anything that does not belong here."""
