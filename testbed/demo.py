@@ -178,8 +178,9 @@ class Demo:
         time.sleep(self.run_s)
 
     def _kill(self, pair: Pair) -> None:
-        node = pair.active
-        pid = self.stage.victim(node, int(pair.status()[node].get("pid") or 0))
+        node, status = self._protected_now(pair)
+        self._term = int(status["term"])
+        pid = self.stage.victim(node, int(status["pid"]))
         self.phase = f"killing {node}, pid {pid}"
         t = time.monotonic_ns()
         os.kill(pid, signal.SIGKILL)
@@ -197,6 +198,17 @@ class Demo:
         _, at, fields = self._wait("protected", lambda fields: fields["term"] >= term, PROTECTED_S_MAX)
         self._term = int(fields["term"])
         return at
+
+    def _protected_now(self, pair: Pair) -> tuple[str, dict[str, Any]]:
+        """The active and its status, once both nodes say that they are protected: a takeover may have come in between (on a busy
+        machine a stall can outlast the lease), and the death of an unprotected node is not what is shown here."""
+        deadline = time.monotonic() + PROTECTED_S_MAX
+        while time.monotonic() < deadline:
+            nodes = pair.status()
+            if all(s.get("protected") for s in nodes.values()) and (node := pair.active) in nodes and nodes[node]["role"] == "active":
+                return node, nodes[node]
+            time.sleep(0.02)
+        raise ProtectionError(f"not protected again within {PROTECTED_S_MAX:.0f} s")
 
     def _epoch(self, pair: Pair) -> int:
         return max((int(s.get("epoch", 0)) for s in pair.status().values()), default=0)

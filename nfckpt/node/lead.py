@@ -171,8 +171,8 @@ class Leader(Shell):
             if lost and self.transport is t:
                 self._perform(core.on_peer_lost(now, lost, self._peer_dead()))
                 self._drop_channel(keep_watch=core.state.value == "holding")
-        if core.may_release(now) and agent.gate.release():
-            self._perform(core.released(time.monotonic_ns()))
+        if core.may_release(now):
+            agent.gate.release()
         if now >= self._slow_ns:
             self._slow(core, now)
         while self.ctx.soon:

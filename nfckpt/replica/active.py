@@ -224,20 +224,12 @@ class Active:
         return [Ask(self._question("protected"))]
 
     def may_release(self, now: int) -> bool:
-        """False while the kernel's lease may run out before a frame handed over now has passed: it waits in the gate."""
-        return self.lease is None or not self.recording or self.lease.holds(now + LEASE_GUARD_NS)
+        """False while the kernel's lease may run out before a frame handed over now has passed: it waits in the gate.
 
-    def released(self, now: int) -> list[Effect]:
-        """Frames were handed to the ports. When this took so long that the lease may have run out meanwhile, the kernel may have
-        kept some, and only the standby knows which: it hears the channel end, claims, and emits what it did not see. We ask to go
-        solo only when it had its time and did not."""
-        if self.state is not S.ACTIVE or self.lease is None or self.lease.holds(now):
-            return []
-        reason = "stalled past the lease while releasing output"
-        self._end_session()
-        self._move("lost")
-        self.lost_ns = self.asked_ns = now
-        return [DropPeer(reason), Event("standby_lost", {"reason": reason, "proof": False})]
+        Only to keep things smooth: a frame that meets the closed fence stays in the port's ring, in order, and is not released
+        (`gate.released_through`); it leaves when the lease is renewed, or the standby emits it.
+        """
+        return self.lease is None or not self.recording or self.lease.holds(now + LEASE_GUARD_NS)
 
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
         """The channel ended or broke the protocol, the kernel says that the process is dead (`proof`), or silence."""

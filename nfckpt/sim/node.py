@@ -106,7 +106,6 @@ class SimNode:
         self.promoted = 0
         self.permanent_mark = 0
         self.outputs: dict[bytes, int] = {}                 # frame -> epoch it was sent in
-        self.binned: list[bytes] = []                       # kept by the kernel's fence
         self.permitted = 0                                  # epochs that were let go before protection
         self.ports: list[Port] = [SimPort(self, hub) for hub in world.hubs]
         self._slow_ns = 0
@@ -405,9 +404,7 @@ class SimNode:
                 self._drop_channel(keep_watch=core.state.value == "holding")
         if core.may_release(now):
             yield 0
-            if agent.gate.release():
-                yield 0
-                yield from self._perform(core.released(w.now))
+            agent.gate.release()
         yield 0
         if now >= self._slow_ns:
             yield from self._slow(core, now, filter_due)

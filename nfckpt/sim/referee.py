@@ -119,19 +119,6 @@ class Referee:
             self.fail(f"{node!r}: flow {f[1:3]} counted {f.counted} (nonce {f.nonce:x}) after {count} (nonce {nonce:x})")
         self.flows[flow] = f.counted, f.nonce
 
-    def fenced_off(self, node: SimNode, frame: bytes) -> None:
-        """The kernel's fence kept a frame: whoever leads next has to emit it."""
-        node.binned.append(frame)
-
-    def solo(self, node: SimNode) -> None:
-        """It leads on, alone. What its kernel kept is lost, and may be only where the standby had not survived the same fault."""
-        if node.binned and self.promise and self.world.bounds.claim_ms_max >= self.world.PATIENT_MS:
-            self.fail(f"{node!r} goes solo over {len(node.binned)} outputs that its own fence kept")
-        for f in map(decode, node.binned):
-            self.asked[f.side, f.flow, f.number].waived = True
-            self.flows[node.generation, f.side, f.flow] = f.counted, f.nonce
-        node.binned.clear()
-
     def _permitted(self, node: SimNode, active: Active) -> bool:
         """Nobody else may emit: struck out, proven dead, or this is a takeover by the standing grant that is being reported."""
         w, v = self.world, self.world.witness

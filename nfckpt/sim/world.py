@@ -289,12 +289,12 @@ class World:
 
     # ── the segments ─────────────────────────────────────────────────────────────────────────────
 
+    def fenced(self, node: SimNode) -> bool:
+        """Whether the node's kernel refuses its frames now."""
+        return self.hosts and self._fence[node.node].get(self._mark.get(node, 0), 0) <= self.now
+
     def emit(self, node: SimNode, hub: Hub, frame: bytes) -> None:
         """A node's kernel takes a frame from the ring."""
-        if self.hosts and self._fence[node.node].get(self._mark.get(node, 0), 0) <= self.now:
-            self.trace(node, f"fenced off: {frame[14:37].hex()}")
-            self.referee.fenced_off(node, frame)
-            return
         self.trace(node, f"emits {frame[14:37].hex()}")
         try:
             self.referee.answer(node, hub.index, frame)
@@ -425,5 +425,3 @@ class World:
     def event(self, node: SimNode, event: Event) -> None:
         if event.name == "protected" and self.referee.protected():
             self.referee.promise = True
-        if event.name == "solo":
-            self.referee.solo(node)
