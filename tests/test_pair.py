@@ -307,6 +307,7 @@ def test_a_takeover_while_the_witness_is_silent(profile: str) -> None:
     """Proof still promotes (host), and the witness hears of it as soon as it hears anything; a claim waits for it (hosts)."""
     with PairRig(profile, claim_ms_max=100) as rig:
         old, new = rig.active, rig.standby
+        until(lambda: rig.seen("standby", new))         # it was told: before that only the witness knows
         again = _silence(rig)
         rig.pair.keepers[old].kill(signal.SIGKILL)
         if profile == "host":

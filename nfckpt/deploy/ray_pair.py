@@ -172,10 +172,9 @@ class RayPair(PairBase):
     def _witness_actor(self) -> Any:
         """On the head, beside Ray's own memory: a host more to depend on would make nothing safer."""
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        heads = [n["NodeID"] for n in self._alive() if HEAD in n["Resources"]]
-        place = {"scheduling_strategy": NodeAffinitySchedulingStrategy(heads[0], soft=True)} if heads else {}
+        # by the head's own resource: a soft node affinity is a wish, and was seen ignored
+        place = {"resources": {HEAD: CPU_OF_A_BUNDLE}} if any(HEAD in n["Resources"] for n in self._alive()) else {}
         return ray.remote(WitnessActor).options(
             name=self.witness_name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
             max_restarts=0, **place).remote()

@@ -14,6 +14,7 @@ Promises    I5: commit comes from acks of the present session only, for epochs t
 from nfckpt.errors import PeerError, StateError
 
 from libc.stdlib cimport calloc, free
+from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH
 from nfckpt.native.agent cimport raise_unsendable
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.clock cimport monotonic_ns
@@ -23,9 +24,6 @@ from nfckpt.native.port_set cimport raise_gone
 from nfckpt.native.shm_ring cimport ShmMessage
 
 cdef enum:
-    ACK_BYTES = 40
-    KIND_EPOCH = 1              # nfckpt/wire/kinds.py
-    KIND_ACK = 2
     SCAN_PAGES_MAX = 1024
     BUCKETS = 4096
 
@@ -36,10 +34,6 @@ cdef enum Why:
     GONE = 3                    # a port is gone
     APP = 4                     # the app's on_burst did not return 0
     UNSENDABLE = 5              # a frame was sent to a port that does not exist, or with a length that no frame has
-
-cdef struct Ack:                # drawn in nfckpt/wire/messages.py
-    uint64_t session, epoch, stamp_ns, echo_ns
-    uint32_t amount, flags
 
 
 cdef class ActivePath:

@@ -9,6 +9,10 @@ from nfckpt.native.port cimport Port
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 
+cdef extern from *:
+    void __builtin_prefetch(const void*, int) noexcept nogil
+
+
 cdef class Generator(Port):
     """Endless numbered UDP frames of `nbytes` bytes in; frames out are counted and forgotten. `limit`: frames in all (0: no
     end)."""
@@ -72,9 +76,14 @@ cdef class LineWriter(NativeFunction):
     cdef int on_burst(self, Burst b, uint64_t now) noexcept nogil:
         cdef int i
         cdef uint64_t* p
+        cdef uint64_t at[256]
+        if self.lines:
+            for i in range(b.n):            # as an app that looks up a whole burst would: ask first, then touch
+                at[i] = self.off + (self.random_u64() % self.lines) * LINE
+                __builtin_prefetch(self.arena.base + at[i], 1)
         for i in range(b.n):
             if self.lines:
-                p = <uint64_t*>self.arena.write(self.off + (self.random_u64() % self.lines) * LINE, LINE)
+                p = <uint64_t*>self.arena.write(at[i], LINE)
                 p[0] += 1
                 p[7] ^= p[0]
             b.verdict[i] = SEND

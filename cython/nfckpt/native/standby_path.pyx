@@ -11,6 +11,7 @@ from nfckpt.errors import PeerError, StateError
 
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
+from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, TAP_GAP
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.epoch cimport (
     Record, SYNC_LAST, record_agrees, record_apply, record_fault, record_parse, record_register,
@@ -19,10 +20,6 @@ from nfckpt.native.port_set cimport raise_gone
 from nfckpt.native.shm_ring cimport ShmMessage
 
 cdef enum:
-    ACK_BYTES = 40
-    KIND_EPOCH = 1              # nfckpt/wire/kinds.py
-    KIND_ACK = 2
-    TAP_GAP = 1
     BATCH = 64                  # records between two looks at the tap
 
 cdef enum Why:
@@ -38,10 +35,6 @@ cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse
     UNSENT_STAMP = 103
 
 cdef uint64_t ALL = 0xffffffffffffffff
-
-cdef struct Ack:                # drawn in nfckpt/wire/messages.py
-    uint64_t session, epoch, stamp_ns, echo_ns
-    uint32_t amount, flags
 
 
 cdef class StandbyPath:

@@ -1,0 +1,12 @@
+"""Ack: the 40 bytes of ACK and BEAT_ACK, drawn in nfckpt/wire/messages.py; kinds as in nfckpt/wire/kinds.py."""
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef enum:
+    KIND_EPOCH = 1
+    KIND_ACK = 2
+    ACK_BYTES = 40
+    TAP_GAP = 1                 # flags: the tap is inexact for now
+
+cdef struct Ack:
+    uint64_t session, epoch, stamp_ns, echo_ns
+    uint32_t amount, flags
