@@ -10,14 +10,14 @@ from nfckpt.clock import PairClock
 from nfckpt.config import Bounds, NodeConfig, PairConfig, check
 from nfckpt.errors import ConfigError, PeerError, StateError
 from nfckpt.failover.takeover import Step, Takeover
-from nfckpt.failover.witness import Answer
+from nfckpt.failover.witness import Answer, Question
 from nfckpt.native.active_path import ActivePath
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.tap import Tap
 from nfckpt.replica.active import Active, ActiveState
-from nfckpt.replica.effects import Promote, Send, Stop
+from nfckpt.replica.effects import Ask, KillPeer, Promote, Send, Stop
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
@@ -119,15 +119,18 @@ class Follower:
         """What the active's open epoch says."""
         self.active.path.poll(self.active.now)
         staged = bytes(self.active.path.staged or b"")
-        self.active.path.shipped()
+        if staged:
+            self.active.path.shipped()
+            self.active.ack(self.active.engine.engine.epoch - 1)
         return staged
 
     def whole(self) -> None:
         self.hear(kinds.CONTROL, encode_control(Welcome(SESSION, TERM, 1, 100)))
         self.wait(25)
         self.hear(kinds.EPOCH, self.record())
-        self.wait(25)
-        self.beat(0b11, self.now)
+        for _ in range(3):
+            self.wait(25)
+            self.beat(0b11, self.now)
         assert self.core.state.value == "whole"
 
     def standby(self) -> None:
@@ -189,6 +192,75 @@ def test_numbers_that_native_code_cannot_hold_are_the_peers_fault(session: int) 
     rig = Follower()
     with pytest.raises(PeerError):
         rig.hear(kinds.CONTROL, encode_control(Welcome(session, TERM, 1, 100)))
+
+
+def takeover(rig: Follower, **how: bool) -> Takeover:
+    return Takeover(rig.core, rig.bounds, node="b", now=rig.now, lost_ns=rig.now, reason="test", **{"proof": False, **how})
+
+
+def test_i9_host_the_old_process_must_be_dead_not_only_killed() -> None:
+    rig = Follower()
+    rig.standby()
+    over = takeover(rig, kills=True, leases=False)
+    assert over.advance(rig.now) == [Ask(Question("claim", "b", TERM + 1))]
+    assert over.on_witness(rig.now, Answer("claim", "ok", TERM + 1, "b")) == [] and over.step is Step.FENCE
+    assert over.advance(rig.now) == [KillPeer()]
+    for _ in range(100):
+        rig.wait(10)
+        assert over.advance(rig.now) == [] and over.step is Step.FENCE
+    over.on_peer_dead()
+    assert over.advance(rig.now) == [Promote(TERM + 1)]
+
+
+def test_i9_hosts_the_lease_of_the_last_answer_must_have_run_out() -> None:
+    rig = Follower()
+    rig.standby()
+    rig.wait(1)
+    rig.beat()
+    answered = rig.now
+    over = takeover(rig, kills=False, leases=True)
+    over.advance(rig.now)
+    over.on_witness(rig.now, Answer("claim", "ok", TERM + 1, "b"))
+    free = answered + (rig.bounds.lease_ms + rig.bounds.lease_margin_ms) * MS
+    while rig.now < free:
+        assert over.advance(rig.now) == [] and over.step is Step.FENCE
+        rig.wait(1)
+    assert over.advance(rig.now) == [Promote(TERM + 1)]
+
+
+def test_proof_serves_only_a_recorded_standby() -> None:
+    """Whole and not told whether it is recorded: the witness knows."""
+    rig = Follower()
+    rig.whole()
+    over = takeover(rig, kills=True, leases=False, proof=True)
+    assert over.advance(rig.now) == [Ask(Question("claim", "b", TERM + 1))] and over.advance(rig.now) == []
+    assert isinstance(over.on_witness(rig.now, Answer("claim", "denied", TERM, "a"))[0], Stop)
+
+
+def test_settle_waits_a_skew_for_an_output_that_may_be_on_its_way() -> None:
+    rig = Follower()
+    rig.standby()
+    rig.active.agent.emit(1, frame(1))
+    rig.hear(kinds.EPOCH, rig.record())
+    over = takeover(rig, kills=True, leases=False, proof=True)
+    over.advance(rig.now)
+    rig.wait(20 - 1)
+    assert over.advance(rig.now) == [] and over.step is Step.SETTLE
+    rig.wait(1)
+    assert over.advance(rig.now) == [Promote(TERM + 1)]
+    assert rig.tap.unseen_outputs() == [(0, 1, frame(1))]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_i15_the_clock_goes_on(seen: bool) -> None:
+    """From the last committed time plus this node's own time since; and never backwards, whatever a record says."""
+    clock = PairClock()
+    clock.follow(5_000, 100)
+    if seen:
+        clock.follow(4_000, 200)
+        assert clock.now(200) == 5_000
+    assert clock.now(1_100) == (5_900 if seen else 6_000)
+    assert clock.now(600) == clock.now(1_100)
 
 
 # ── the active's states ──────────────────────────────────────────────────────────────────────────
