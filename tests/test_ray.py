@@ -43,7 +43,7 @@ class Segment:
     """Two hubs around a pair: numbered frames go in on the left while `run` lasts, and are counted on the right."""
 
     def __init__(self) -> None:
-        self.hubs = [MemoryHub(3, 8192) for _ in range(2)]
+        self.hubs = [MemoryHub(3, 1 << 15) for _ in range(2)]
         self.left, self.right = (hub.open(0) for hub in self.hubs)
         self.sent = 0
         self.got: dict[int, int] = {}
