@@ -22,7 +22,7 @@ $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "nfckpt: $(PYTHON) has no venv: install it (Debian: apt-get install python3-venv)"; exit 1; }
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing nfckpt and what it needs into $(VENV) (about a minute)"
-	@CFLAGS="-g0 $$CFLAGS" $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 ext:
