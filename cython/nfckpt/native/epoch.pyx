@@ -151,7 +151,7 @@ cdef class EpochWriter:
             oh.length = held.length
             oh.zero = 0
             p += sizeof(OutputHead)
-            memcpy(self.buf + p, gate.buf + held.off, held.length)
+            memcpy(self.buf + p, held.data, held.length)
             p += pad8(held.length)
         gate.captured = gate.tail
         # lines
