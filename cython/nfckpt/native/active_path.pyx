@@ -154,7 +154,11 @@ cdef class ActivePath:
         return True
 
     cdef void push(self) noexcept nogil:
+        """What the ring takes now. Behind a record that is only half in, the next waits here rather than in the ring's backlog:
+        there it would be copied once more."""
         while self.staging.count:
+            if self._ring.wait_at != self._ring.wait_end and not self._ring.drain():
+                return
             if self._ring.push(KIND_EPOCH, self.staging.oldest(), self.staging.nbytes[self.staging.first]) != 1:
                 return
             self.engine.took(self.staging.pop())
