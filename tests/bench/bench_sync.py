@@ -35,7 +35,7 @@ from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.bench import Generator, LineWriter
 from nfckpt.native.burst import Burst
-from nfckpt.native.channel_bench import pump, sink
+from nfckpt.native.channel_bench import Repeater, pump, sink
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.gate import Gate
 from nfckpt.native.nat import NativeNat
@@ -158,9 +158,115 @@ def measure_sync(arena_mib: int, traffic: bool = True) -> dict[str, Any]:
             "equal": there["digest"] == arena.digest().hex() and there["epochs"] == engine.committed and not there["divergent"]}
 
 
-if __name__ == "__main__":
-    if "--standby" in sys.argv:
-        i = sys.argv.index("--standby")
-        standby(sys.argv[i + 1], int(sys.argv[i + 2]))
+# ── drain ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def out_frames(flows: int) -> list[bytes]:
+    """One UDP frame of 60 bytes for each of `flows` flows, from inside."""
+    def checksum(head: bytes) -> int:
+        total = sum(int.from_bytes(head[i:i + 2], "big") for i in range(0, len(head), 2))
+        total = (total & 0xffff) + (total >> 16)
+        return ~(total + (total >> 16)) & 0xffff
+
+    frames = []
+    for n in range(flows):
+        head = bytes.fromhex("4500002e00004000401100000a000005c0000209")
+        head = head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
+        udp = (1024 + n % 60000).to_bytes(2, "big") + (53 + n // 60000).to_bytes(2, "big") + bytes.fromhex("001a0000")
+        frames.append(bytes.fromhex("026e66000001" "020000000005" "0800") + head + udp + bytes(18))
+    return frames
+
+
+def arp_frame(mac: str, ip: bytes, target: bytes) -> bytes:
+    own = bytes.fromhex(mac)
+    return b"\xff" * 6 + own + bytes.fromhex("08060001080006040001") + own + ip + bytes(6) + target + bytes(18)
+
+
+def measure_drain(epochs: int, flows: int = 1024) -> dict[str, Any]:
+    """The active's native NAT makes `epochs` epochs of 32 frames, then the standby takes them all, on one core. Rates are of whole slices."""
+    pin(0)
+    app = NativeNat(inside_ip="10.0.0.1", outside_ips=["198.51.100.1"], gateway="198.51.100.254", flows_max=4 * flows)
+    arena, there = Arena(app.config.arena_bytes), Arena(app.config.arena_bytes)
+    app.declare(State(arena, seed=SECRET))
+    app.seed(1)
+    arena.populate()
+    there.populate()
+    ports = [Repeater(out_frames(flows)), Repeater([arp_frame("0200000000fe", bytes([198, 51, 100, 254]), bytes([198, 51, 100, 1]))])]
+    frames = (epochs + 64) * 32
+    agent = Agent(ports, arena, Gate(ports, 2 * frames, 256 * frames), SECRET, names_max=1 << 14)
+    engine = Engine(Bounds(epochs_outstanding_max=epochs))
+    path = ActivePath(agent, engine, EpochWriter(SECRET), 0)
+    ring_bytes = 1 << (epochs * 12_000).bit_length()
+    one, two = (Segment.create(ring_bytes, bytes(16), role) for role in (1, 2))
+    keys = SECRET, SECRET[::-1]
+    mine = ShmRing(one, Segment.open(two.fd, bytes(16), 2, ring_bytes), tx_keys=keys[0], rx_keys=keys[1])
+    peer = ShmRing(two, Segment.open(one.fd, bytes(16), 1, ring_bytes), tx_keys=keys[1], rx_keys=keys[0])
+    tap = Tap([Repeater(out_frames(1)), Repeater(out_frames(1))], SECRET, 10**9, frames, 256 * frames, frames, 256 * frames)
+    tap.open()
+    core = StandbyPath(tap, there, SECRET, time.monotonic_ns())
+    core.begin(1, 1, 1)
+    core.attach(peer)
+    path.begin(1, 1, time.monotonic_ns())
+    path.attach(mine)
+    agent.recording = path.holding = True
+    burst = Burst()
+
+    def make() -> float:
+        first, began = engine.epoch, time.perf_counter()
+        while engine.outstanding < epochs:
+            path.run(app, burst, 32, time.monotonic_ns() + 1_000_000, SPIN)
+        return (engine.epoch - first) / (time.perf_counter() - began)
+
+    def drain() -> float:
+        first, began = core.epochs, time.perf_counter()
+        while core.epoch < engine.epoch - 1:
+            if core.run(time.monotonic_ns() + 1_000_000, SPIN) == WHY_MAIL and (message := peer.recv()) is not None:
+                core.commit(message[1], time.monotonic_ns())
+        return (core.epochs - first) / (time.perf_counter() - began)
+
+    made, drained = make(), drain()
+    agent.paused = True
+    while agent.pending or engine.outstanding:
+        path.run(app, burst, 32, time.monotonic_ns() + 100_000, SPIN)
+        drain()
+    return {"drain_ratio": drained / made, "made_per_s": made, "drained_per_s": drained, "epochs": epochs,
+            "record_bytes": mine.bytes_sent / engine.committed,
+            "equal": bytes(there.view()[:arena.used].tobytes()) == arena.view()[:arena.used].tobytes()}
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--json", action="store_true")
+    p.add_argument("--arena-mib", type=int, default=1024)
+    p.add_argument("--epochs", type=int, default=10000)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--standby", nargs=2, help=argparse.SUPPRESS)
+    a = p.parse_args()
+    if a.standby:
+        standby(a.standby[0], int(a.standby[1]))
+        return 0
+    rows: dict[str, list[dict[str, Any]]] = {"sync_ratio": [], "drain_ratio": []}
+    for _ in range(a.rounds):
+        for key, row in (("sync_ratio", measure_sync(a.arena_mib)), ("drain_ratio", measure_drain(a.epochs))):
+            rows[key].append(row)
+            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, file=sys.stderr)
+            gc.collect()
+    equal = all(r["equal"] for group in rows.values() for r in group)
+    out: dict[str, Any] = {"cpus": os.cpu_count(), "kernel": os.uname().release, "arena_mib": a.arena_mib, "equal": equal}
+    for key, group in rows.items():
+        values = sorted(r[key] for r in group)
+        out[key] = statistics.median(values)
+        out[key + "_spread"] = [values[0], values[-1]]
+        out[key + "_rows"] = group
+    if a.json:
+        print(json.dumps(out))
     else:
-        print(measure_sync(int(sys.argv[1])))
+        for key, (word, limit) in LIMITS.items():
+            low, high = out[key + "_spread"]
+            print(f"{key:12} {out[key]:7.2f}   {low:.2f} to {high:.2f}   {word} {limit}")
+        print(f"digests {'equal' if equal else 'DIFFER'}")
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
