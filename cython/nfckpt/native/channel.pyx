@@ -10,6 +10,8 @@ Who calls       One thread a process, the one that polls. Nothing blocks, takes 
 
 push            1: taken whole, copied. 0: no room now, nothing was taken; or the channel has ended. -1: longer than
                 message_bytes_max, nothing was taken. A channel may hold what it took until `drain`.
+reserve         Room for one message of n bytes, to be written in place and sent by `publish` before anything else is pushed; NULL: not
+                here or not now, use push. So a record is built where the peer reads it and nowhere else: no byte of it moves twice.
 drain           Hand on what waits, as far as there is room; 1 when nothing waits. Once at the end of each turn of the
                 loop: a TCP channel seals all that a turn has pushed into one record and makes one system call.
 waiting         Bytes taken and not handed on yet, framing included.
@@ -25,6 +27,7 @@ An implementation writes these, sets `reason` to 0 once it is open, and names it
 """
 from nfckpt.errors import ConfigError
 
+from nfckpt.native.arena cimport CHECK
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport free, malloc
@@ -54,6 +57,12 @@ cdef class Channel:
 
     cdef int push(self, int kind, const uint8_t* data, uint64_t n) noexcept nogil:
         return 0
+
+    cdef uint8_t* reserve(self, uint64_t n) noexcept nogil:
+        return NULL
+
+    cdef void publish(self, int kind, uint64_t n) noexcept nogil:
+        CHECK(False)                    # what reserve did not give
 
     cdef int drain(self) noexcept nogil:
         return 1
