@@ -178,11 +178,12 @@ class Leader(Shell):
         while self.ctx.soon:
             self.ctx.soon.popleft()()
         self.ctx.tick(now)
-        if core.path.staged_bytes or self.outbox:
+        if core.path.staging.count or self.outbox:
             self._push(now)
         quiet = core.path.poll(now)
-        if core.path.staged_bytes:
+        if core.path.captured:
             self._push(now)
+            core.path.spent(time.monotonic_ns() - now)
         if quiet and not agent.in_flight:
             self.patience.worked()
             return True

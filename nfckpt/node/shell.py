@@ -177,10 +177,9 @@ class Shell:
         while self.outbox and t.send(self.outbox[0].kind, self.outbox[0].payload):
             self.outbox.popleft()
         path = self.core.path if isinstance(self.core, Active) else None
-        staged = path.staged if path is not None else None
-        if path is not None and staged is not None and not self.outbox and t.send(kinds.EPOCH, staged):
+        staged = None
+        while path is not None and not self.outbox and (staged := path.staged) is not None and t.send(kinds.EPOCH, staged):
             path.shipped()
-            staged = None
         t.flush()
         return staged is None and not self.outbox
 

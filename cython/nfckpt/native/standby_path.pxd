@@ -10,7 +10,8 @@ cdef enum:
 
 @cython.final
 cdef class StandbyPath:
-    cdef readonly Tap tap
+    cdef readonly Tap tap                   # None: state is followed, input is not
+    cdef bint has_tap
     cdef readonly Arena arena
     cdef Channel channel
     cdef bint has_channel

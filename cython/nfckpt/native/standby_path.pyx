@@ -37,14 +37,16 @@ cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse
 
 
 cdef class StandbyPath:
-    """`arena` is blank; `secret`: 32 bytes shared by the pair."""
+    """`arena` is blank; `secret`: 32 bytes shared by the pair; `n_ports`: of the active. Without a `tap` the state is followed and
+    nothing can be replayed or emitted again: names and outputs are checked, not kept."""
 
-    def __cinit__(self, Tap tap not None, Arena arena not None, bytes secret, uint64_t now):
+    def __cinit__(self, Tap tap, Arena arena not None, bytes secret, uint64_t now, int n_ports=0):
         if len(secret) != 32:
             raise StateError("the secret must be 32 bytes")
         memcpy(self.secret, <const uint8_t*>secret, 32)
         self.tap, self.arena = tap, arena
-        self.n_ports = len(tap.ports)
+        self.has_tap = tap is not None
+        self.n_ports = len(tap.ports) if self.has_tap else n_ports
         self.heard_ns = now
 
     def begin(self, uint64_t session, uint64_t term, uint64_t epoch):
@@ -101,13 +103,13 @@ cdef class StandbyPath:
             self.fault = OTHER_SESSION
         elif r.h.epoch != self.epoch + 1:
             self.fault = OTHER_EPOCH
-        elif r.h.n_pages and not self.tap_open:
+        elif r.h.n_pages and self.has_tap and not self.tap_open:
             self.fault = EARLY_PAGES
         elif r.h.echo_ns > now:             # rule 5 would take every frame of until then for answered
             self.fault = UNSENT_STAMP
         if self.fault:
             return -1
-        if not record_register(&r, self.tap, now):
+        if self.has_tap and not record_register(&r, self.tap, now):
             return 0
         self.epoch = r.h.epoch
         self.next_seq = r.h.first_seq + r.h.n_outputs
@@ -133,8 +135,8 @@ cdef class StandbyPath:
         cdef Ack* ack = <Ack*>out
         ack.session, ack.epoch = self.session, number
         ack.stamp_ns, ack.echo_ns = now, self.peer_stamp
-        ack.amount = self.tap.inputs.live
-        ack.flags = TAP_GAP if now < self.tap.gap_until else 0
+        ack.amount = self.tap.inputs.live if self.has_tap else 0
+        ack.flags = TAP_GAP if self.has_tap and now < self.tap.gap_until else 0
 
     def released_at_most(self):
         """No output with this number or a higher one can have left: the active, dead now, had not read the ack that lets it
@@ -166,7 +168,7 @@ cdef class StandbyPath:
                 now = monotonic_ns()
                 if now >= until_ns:
                     break
-                n = self.tap.look(now, 8)
+                n = self.tap.look(now, 8) if self.has_tap else 0
                 if n < 0:
                     why = GONE
                     break
@@ -184,7 +186,7 @@ cdef class StandbyPath:
                         why = MAIL
                         break
                 self.channel.drain()
-                if batch:
+                if batch and self.has_tap:
                     self.tap.settle(self.released_through)
                 if r < 0:
                     why = MAIL
