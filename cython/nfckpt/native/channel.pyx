@@ -18,7 +18,8 @@ waiting         Bytes taken and not handed on yet, framing included.
 pop             1: a message, in memory that no peer can write, at a multiple of 8, the caller's to change until the next pop. 0: nothing
                 now. -1: the channel has ended, and everything that came whole before was given out.
 put_back        The message just popped is for somebody else (Python): the next pop or `recv` gives it again.
-pushed_to       Where the message pushed last ends, in the terms of `read_by_peer`; UINT64_MAX while a part of it still waits here.
+pushed_to       Where the message pushed last ends, in the terms of `read_by_peer`; UINT64_MAX while it waits here and cannot have been
+                read. 1 where the channel does not tell.
 read_by_peer    How far the peer has read. Final once it is dead, so what lies beyond was never acted on. UINT64_MAX: the
                 channel does not tell (TCP), it may have read everything.
 announce_sleep  The caller is about to block on `fileno()`. 0: do not, there is something to do. `awake` ends it.
