@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.port cimport Port
-from nfckpt.native.shm_ring cimport ShmMessage, ShmRing
+from nfckpt.native.channel cimport Channel, Message
 
 
 cdef class Repeater(Port):
@@ -44,7 +44,7 @@ cdef class Repeater(Port):
         return 0
 
 
-def pump(ShmRing ring not None, const uint8_t[::1] memory not None, uint64_t nbytes, uint64_t count, int kind=9):
+def pump(Channel ring not None, const uint8_t[::1] memory not None, uint64_t nbytes, uint64_t count, int kind=9):
     """Send `count` messages of `nbytes`, one after the other out of `memory`, and round again. Returns how many were accepted: fewer
     only if the channel ended."""
     cdef uint64_t n = 0, places = memory.shape[0] // nbytes
@@ -61,11 +61,11 @@ def pump(ShmRing ring not None, const uint8_t[::1] memory not None, uint64_t nby
     return n
 
 
-def sink(ShmRing ring not None, uint64_t count):
+def sink(Channel ring not None, uint64_t count):
     """Receive `count` messages and forget them. Returns how many came: fewer only if the channel ended."""
     cdef uint64_t n = 0
     cdef int r
-    cdef ShmMessage m
+    cdef Message m
     with nogil:
         while n < count:
             r = ring.pop(&m)
