@@ -85,7 +85,7 @@ class Lab:
         """Both take turns until nothing is under way."""
         self.agent.paused = True
         late = time.monotonic() + 20
-        while self.agent.pending or self.engine.outstanding or self.path.staged_bytes or self.gate.held_frames:
+        while self.agent.pending or self.engine.outstanding or self.path.staging.count or self.gate.held_frames:
             assert time.monotonic() < late
             self.lead(1)
             self.follow(1)
@@ -137,7 +137,7 @@ def test_a_peer_that_stops_reading_stops_the_input_and_loses_nothing(pair: Pair)
     while made != lab.port.made:                            # the channel is full, then names or the gate
         made = lab.port.made
         assert lab.lead(20) == WHY_TIME and time.monotonic() < late
-    assert lab.path.staged_bytes > 0, "the record that found no room"
+    assert lab.path.staging.count > 0, "the record that found no room"
     assert lab.path.commits == 0 and lab.port.counters()["tx_frames"] == 0
     assert lab.here.closed is None, "a slow peer is no dead peer"
     lab.check()

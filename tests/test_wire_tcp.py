@@ -28,7 +28,7 @@ from nfckpt.errors import ConfigError, PeerError
 from nfckpt.native import aead
 from nfckpt.native.tcp_channel import TcpChannel
 from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
-from tests.test_wire_conformance import KEY, tcp_pair
+from tests.test_wire_conformance import KEY
 
 OPTIONS = TcpOptions(KEY, message_bytes_max=1000)
 HELLO = struct.Struct("<8sIB3xQ32s32s")
