@@ -97,8 +97,9 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     join_ms_max: int = 10000
     """How long a blank standby tries to reach its active before it asks the witness again."""
     idle_spin_us: int = 50
+    idle_yield_us: int = 100
     idle_wait_ms_max: int = 1
-    """An idle loop spins for the first, then sleeps for at most the second."""
+    """An idle loop spins for the first, then looks again whenever nobody else needs its core, then sleeps for at most the third."""
     rx_ring_frames: int = 16384
     tx_ring_frames: int = 4096
     """Kernel rings of an AF_PACKET port, 2048 bytes a frame."""

@@ -86,6 +86,7 @@ TRANSITIONS: dict[tuple[ActiveState, str], ActiveState] = {
 
 MS = 1_000_000
 LEASE_GUARD_NS = 10 * MS
+NEVER = (1 << 64) - 1
 
 
 class Active:
@@ -228,7 +229,12 @@ class Active:
         Only to keep things smooth: a frame that meets the closed fence stays in the port's ring, in order, and is not released
         (`gate.released_through`); it leaves when the lease is renewed, or the standby emits it.
         """
-        return self.lease is None or not self.recording or self.lease.holds(now + LEASE_GUARD_NS)
+        return now < self.leave_until_ns
+
+    @property
+    def leave_until_ns(self) -> int:
+        """The end of what `may_release` allows, as far as is known now."""
+        return NEVER if self.lease is None or not self.recording else max(0, self.lease.until_ns - LEASE_GUARD_NS)
 
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
         """The channel ended or broke the protocol, the kernel says that the process is dead (`proof`), or silence."""

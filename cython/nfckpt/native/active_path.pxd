@@ -2,9 +2,9 @@
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from nfckpt.native.agent cimport Agent
+from nfckpt.native.channel cimport Channel
 from nfckpt.native.engine cimport Engine
 from nfckpt.native.epoch cimport EpochWriter
-from nfckpt.native.shm_ring cimport ShmRing
 from nfckpt.native.staging cimport Staging
 from nfckpt.native.sync cimport PageSync
 
@@ -13,8 +13,8 @@ cdef class ActivePath:
     cdef readonly Agent agent
     cdef readonly Engine engine
     cdef readonly EpochWriter writer
-    cdef ShmRing _ring
-    cdef bint has_ring
+    cdef Channel channel
+    cdef bint has_channel
     cdef public bint holding            # outputs are held for a standby: epochs are cut
     cdef public bint sync_pages         # pages ride along
     cdef public uint64_t session, term
@@ -25,6 +25,7 @@ cdef class ActivePath:
     cdef readonly bint captured         # the last poll cut an epoch,
     cdef readonly bint pages_ride       # and a group of pages rode on it
     cdef uint64_t cut_ns
+    cdef public uint64_t leave_until_ns # committed output waits in the gate from here on: the kernel's lease may run out
     cdef readonly uint64_t peer_stamp   # the follower's clock in its last message
     cdef readonly uint64_t echo_ns      # what it was before the last capture or beat
     cdef readonly uint64_t heard_ns     # own clock, last message of the follower
@@ -37,6 +38,7 @@ cdef class ActivePath:
     cdef void note_pause(self, uint64_t ns) noexcept nogil
 
     cdef int take_ack(self, const uint8_t* p, uint64_t n, uint64_t now, bint commits) noexcept nogil
+    cdef int mail(self, uint64_t now) noexcept nogil
     cdef bint cut(self, uint64_t now) noexcept nogil
     cdef void push(self) noexcept nogil
     cdef bint timed(self) noexcept nogil

@@ -1,28 +1,30 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """ActivePath: acks in, releases out, captures: the poll boundary of the active, without the GIL.
 
-Picture     boundary(now)   ring ─acks─► engine.ack ─► gate.commit ─► gate.leave ─► ports
-                            due, in_flight == 0 ─► writer.capture ─► staging ─► ring (or `staged`, for a channel that Python drives)
+Picture     boundary(now)   channel ─acks─► engine.ack ─► gate.commit ─► gate.leave ─► ports
+                            due, in_flight == 0 ─► writer.capture ─► staging ─► channel (or `staged`, where Python carries it)
             run()           boundary, receive, on_burst, complete, and again, until Python has something to do
 
 Who decides nothing here does: replica/active.py owns the states, sets `holding` and `sync_pages`, and is asked for everything that
-is no ack. One implementation serves both transports: shared memory calls it from `run`, TCP through `on_ack` and `captured`.
+is no ack. A native Channel (shared memory, TCP) is attached; without one (a simulator's) Python carries records and acks.
 
 Promises    I5: commit comes from acks of the present session only, for epochs that were shipped.
             I1: a capture only with no frame in the app.
 """
 from nfckpt.errors import PeerError, StateError
 
+from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport calloc, free
 from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH
 from nfckpt.native.agent cimport raise_unsendable
 from nfckpt.native.burst cimport Burst
+from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.arena cimport PAGE
 from nfckpt.native.epoch cimport Header, record_bytes_max
 from nfckpt.native.function cimport NativeFunction
+from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
-from nfckpt.native.shm_ring cimport ShmMessage
 
 cdef enum:
     BUCKETS = 4096
@@ -30,7 +32,7 @@ cdef enum:
 cdef enum Why:
     TIME = 0                    # `until_ns` has come
     MAIL = 1                    # a message that is no ack waits, or the channel ended
-    IDLE = 2                    # nothing came for `spin_ns`
+    IDLE = 2                    # nothing came, and patience is at its end
     GONE = 3                    # a port is gone
     APP = 4                     # the app's on_burst did not return 0
     UNSENDABLE = 5              # a frame was sent to a port that does not exist, or with a length that no frame has
@@ -44,6 +46,7 @@ cdef class ActivePath:
         self.agent, self.engine, self.writer = agent, engine, writer
         self.sync = PageSync(agent.arena, pages_max, pause_us)
         self.staging = Staging(record_bytes_max(agent.arena, agent.gate, agent.names, pages_max))
+        self.leave_until_ns = UINT64_MAX
 
     def begin(self, uint64_t session, uint64_t term, uint64_t now):
         """A follower was let in: a new session, nothing heard yet."""
@@ -58,11 +61,10 @@ cdef class ActivePath:
         self.staging.clear()
         self.over = True
 
-    def attach(self, ShmRing ring):
-        """Acks come from, and records go to, this ring; None: Python carries them."""
-        self.has_ring = ring is not None
-        if ring is not None:
-            self._ring = ring
+    def attach(self, Channel channel):
+        """Acks come from, and records go to, this channel; None: Python carries them."""
+        self.has_channel = channel is not None
+        self.channel = channel
 
     # ── acks ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -98,10 +100,29 @@ cdef class ActivePath:
                 self.hold_ns_sum += now - captured_ns
         return 0
 
+    cdef int mail(self, uint64_t now) noexcept nogil:
+        """Take all acks that have come: how many. -1: what comes next is for Python, or the channel has ended."""
+        cdef Message m
+        cdef int r, n = 0
+        while True:
+            r = self.channel.pop(&m)
+            if r != 1:
+                return n if r == 0 else -1
+            if m.kind != KIND_ACK or self.session == 0 or self.over or self.take_ack(m.data, m.n, now, True) < 0:
+                self.channel.put_back(&m)
+                return -1
+            n += 1
+
+    def take_acks(self, uint64_t now):
+        """Take all acks that have come, and hand on what waits: how many. -1: what comes next is for Python, or the channel has ended."""
+        cdef int n = self.mail(now)
+        self.channel.drain()
+        return n
+
     @property
     def attached(self):
-        """Acks and records go through a ring by themselves."""
-        return bool(self.has_ring)
+        """Acks and records go through a channel by themselves."""
+        return bool(self.has_channel)
 
     def heard(self, uint64_t now):
         """Some other message of the follower."""
@@ -149,19 +170,20 @@ cdef class ActivePath:
             self.sync_pages = False
         self.engine.capture()
         self.agent.epoch = self.engine.epoch
-        if self.has_ring:
+        if self.has_channel:
             self.push()
         return True
 
     cdef void push(self) noexcept nogil:
-        """What the ring takes now. Behind a record that is only half in, the next waits here rather than in the ring's backlog:
-        there it would be copied once more."""
+        """Hand on what is staged. Behind a record that the channel has only half handed on, the next waits here rather than in its
+        backlog: there it would be copied once more."""
         while self.staging.count:
-            if self._ring.wait_at != self._ring.wait_end and not self._ring.drain():
+            if self.channel.waiting() and not self.channel.drain():
                 return
-            if self._ring.push(KIND_EPOCH, self.staging.oldest(), self.staging.nbytes[self.staging.first]) != 1:
-                return
+            if self.channel.push(KIND_EPOCH, self.staging.oldest(), self.staging.nbytes[self.staging.first]) != 1:
+                break
             self.engine.took(self.staging.pop())
+        self.channel.drain()
 
     @property
     def staged(self):
@@ -232,7 +254,7 @@ cdef class ActivePath:
             run += self.pauses_seen[i]
             for name, share in (("pause_us_p50", 0.5), ("pause_us_p99", 0.99)):
                 if name not in out and total and run >= share * total:
-                    out[name] = (i + 1) * 16 / 1000
+                    out[name] = (i + 1) * 16 / 1000.0
         return out
 
     def __dealloc__(self):
@@ -242,28 +264,19 @@ cdef class ActivePath:
 
     cdef int boundary(self, uint64_t now) noexcept nogil:
         """0 read on, 1 answer "no packets", 2 Python has a message to look at (or the channel ended)."""
-        cdef ShmMessage m
-        cdef int r
         self.polls += 1
-        if self.has_ring:
-            while True:
-                r = self._ring.pop(&m)
-                if r != 1:
-                    break
-                if m.kind != KIND_ACK or self.take_ack(m.data, m.n, now, True) < 0:
-                    self._ring.put_back(&m)
-                    return 2
-            if r < 0:
+        if self.has_channel:
+            if self.mail(now) < 0:
                 return 2
-            if self.staging.count:
-                self.push()
-        self.agent.gate.leave()
+            self.push()
+        if now < self.leave_until_ns:
+            self.agent.gate.leave()
         return self.cut(now)
 
-    def run(self, NativeFunction app not None, Burst burst not None, int max_frames, uint64_t until_ns, uint64_t spin_ns):
+    def run(self, NativeFunction app not None, Burst burst not None, int max_frames, uint64_t until_ns, Patience patience not None):
         """Poll, and poll again, until there is something for Python: returns one of WHY. `burst` owns no frame."""
         cdef int why = TIME, n
-        cdef uint64_t now, idle_ns = 0
+        cdef uint64_t now
         cdef Agent agent = self.agent
         with nogil:
             while True:
@@ -278,21 +291,19 @@ cdef class ActivePath:
                     if n == 2:
                         why = MAIL
                         break
-                    idle_ns = 0
+                    patience.busy()
                     continue
                 burst.clear()
                 n = agent.receive(burst, max_frames, now)
                 if n == 0:
-                    if idle_ns == 0:
-                        idle_ns = now
-                    elif now - idle_ns > spin_ns:
+                    if patience.idle(now):
                         why = IDLE
                         break
                     continue
                 if n < 0:
                     why = GONE
                     break
-                idle_ns = 0
+                patience.busy()
                 if app.on_burst(burst, <uint64_t>(<int64_t>now + self.clock_offset_ns)):
                     why = APP
                     break

@@ -137,7 +137,7 @@ cdef class EpochWriter:
             oh.length = held.length
             oh.zero = 0
             p += sizeof(OutputHead)
-            memcpy(buf + p, gate.buf + held.off, held.length)
+            memcpy(buf + p, held.data, held.length)
             p += pad8(held.length)
         gate.captured = gate.tail
         # lines
