@@ -39,6 +39,7 @@ from nfckpt.native.channel_bench import Repeater, pump, sink
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.gate import Gate
 from nfckpt.native.nat import NativeNat
+from nfckpt.native.patience import Patience
 from nfckpt.native.shm_ring import ShmRing
 from nfckpt.native.shm_segment import Segment
 from nfckpt.native.standby_path import WHY_MAIL, StandbyPath
@@ -48,7 +49,7 @@ from nfckpt.wire.shm import ShmListener, ShmOptions, shm_connect
 
 SECRET = bytes(range(7, 39))
 FRAME = bytes.fromhex("020000000001020000000002080045000032000000004011f96a0a000001c6336402") + bytes(30)
-SPIN = 10**12
+SPIN = Patience(10**9, 0)
 RING = 4 << 20
 PROBE_PAGES = 128               # of a message that measures the channel: about what a group is
 LIMITS = {"sync_ratio": ("at most", 1.5), "drain_ratio": ("at least", 1.5)}
