@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from nfckpt.checkpoint.engine import Engine
 from nfckpt.config import Bounds
+from nfckpt.errors import MachineError
 from nfckpt.native.active_path import ActivePath
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
@@ -223,6 +225,16 @@ def test_a_group_follows_the_measured_pause() -> None:
     assert after(300_000, 1) == 256 * 250 // 300        # beyond it shrinks in proportion,
     assert after(50 * MS, 1) == 213 // 2                # but an interrupted poll counts for one half only
     assert after(50 * MS, 60) == 1
+
+
+def test_an_arena_larger_than_memory_is_refused_before_anybody_follows() -> None:
+    arena = Arena(1 << 38)
+    with pytest.raises(MachineError, match="arena_bytes"):
+        arena.populate()
+    assert os.fstat(arena.fd).st_blocks == 0
+    small = Arena(1 << 20)
+    small.populate()
+    assert os.fstat(small.fd).st_blocks * 512 == 1 << 20
 
 
 @pytest.fixture(scope="module")
