@@ -116,7 +116,7 @@ cdef class ActivePath:
         if not self.holding or self.over or self.staged_bytes:
             return False
         crowded = self.agent.names.n * 2 > self.agent.names.capacity or self.agent.gate.crowded()
-        if not self.engine.is_due(now, self.sync_pages or self.agent.has_pending(), crowded):
+        if not self.engine.is_due(now, self.sync_pages or self.agent.has_pending(now), crowded):
             return False
         if self.agent.in_flight:
             return self.engine.quiet(now)

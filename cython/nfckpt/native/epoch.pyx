@@ -110,13 +110,15 @@ cdef class EpochWriter:
                          uint32_t scan_max) noexcept nogil:
         """`build` without the GIL: `want` has session, term, epoch, now_ns, echo_ns, ports_empty. Returns the record's bytes
         (in self.buf), -1: no memory, nothing drained."""
-        cdef uint64_t n_lines = arena.count_dirty(), out_bytes = 0, seq, w, p, base
-        cdef uint32_t i, page, n_pages = 0, bit, used_pages = <uint32_t>(arena._top // PAGE)
+        cdef uint64_t n_lines, out_bytes = 0, seq, p, base
+        cdef uint32_t i, n_pages = 0, used_pages = <uint32_t>(arena._top // PAGE)
         cdef Held* held
         cdef Header* h
         cdef OutputHead* oh
         cdef uint32_t* number
         cdef uint8_t* out
+        arena.collect()
+        n_lines = arena.count_dirty()
         for seq in range(gate.captured, gate.tail):
             out_bytes += sizeof(OutputHead) + pad8(gate.held[<uint32_t>seq & gate.mask].length)
         if not self._need(HEADER_BYTES + names.n * 9 + 8 + out_bytes + n_lines * (4 + LINE) + 16
@@ -156,23 +158,8 @@ cdef class EpochWriter:
         gate.captured = gate.tail
         # lines
         h.n_lines = <uint32_t>n_lines
-        number = <uint32_t*>(self.buf + p)
-        p += pad8(n_lines * 4)
-        out = self.buf + p
-        for i in range(arena.n_touched):
-            page = arena.touched[i]
-            w = arena.bits[page]
-            arena.bits[page] = 0
-            base = <uint64_t>page * PAGE
-            while w:
-                bit = <uint32_t>__builtin_ctzll(w)
-                w &= w - 1
-                number[0] = page * 64 + bit
-                number += 1
-                memcpy(out, arena.base + base + bit * LINE, LINE)
-                out += LINE
-        arena.n_touched = 0
-        p += n_lines * LINE
+        arena.drain(<uint32_t*>(self.buf + p), self.buf + p + pad8(n_lines * 4))
+        p += pad8(n_lines * 4) + n_lines * LINE
         # pages of a sync
         if pages_max:
             number = <uint32_t*>(self.buf + p)
@@ -203,7 +190,6 @@ cdef class EpochWriter:
 
 
 cdef extern from *:
-    int __builtin_ctzll(uint64_t) noexcept nogil
     void __builtin_prefetch(const void*, int) noexcept nogil
 
 cdef extern from "string.h" nogil:
