@@ -28,12 +28,13 @@ import numpy as np
 from nfckpt.errors import ConfigError, MachineError, StateError
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.compare cimport compare_open
 from nfckpt.native.mmu cimport mmu_open
+from nfckpt.native.tracker cimport LINES
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -42,16 +43,16 @@ cdef extern from "sys/mman.h" nogil:
     void* mmap_ "mmap"(void*, size_t, int, int, int, long)
     int munmap(void*, size_t)
     int madvise(void*, size_t, int)
-    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MADV_HUGEPAGE, MADV_DONTFORK
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_HUGEPAGE, MADV_DONTFORK
 
 cdef extern from *:
-    int __builtin_ctzll(uint64_t) noexcept nogil
     void __builtin_prefetch(const void*, int) noexcept nogil
 
 cdef enum:
     LOOK_NS = 1000000           # between two looks at regions that mark nothing themselves, while nothing else is pending
     LOOK_SHARE = 20             # and at least so many times as long as the last look took
-    AHEAD = 24                  # lines asked for before they are copied
+    AHEAD = 24                  # lines asked for before they are copied,
+    AHEAD_FROM = 4096           # where there are more than a core's cache holds
 
 
 cdef class Arena:
@@ -90,9 +91,9 @@ cdef class Arena:
         self.base = <uint8_t*>p
         madvise(p, nbytes, MADV_HUGEPAGE)
         madvise(p, nbytes, MADV_DONTFORK)
-        self.marks.bits = <uint64_t*>calloc(self.n_pages, 8)
-        self.marks.touched = <uint32_t*>calloc(self.n_pages, 4)
-        if self.marks.bits == NULL or self.marks.touched == NULL:
+        self.marks.bits = <uint64_t*>zeros(<uint64_t>self.n_pages * 8)
+        self.marks.log = <uint32_t*>zeros(<uint64_t>self.n_pages * LINES * 4)
+        if self.marks.bits == NULL or self.marks.log == NULL:
             raise StateError(f"no memory to track an arena of {nbytes} bytes", "lower arena_bytes")
         self._names = {}
         self._trackers = {}
@@ -107,8 +108,8 @@ cdef class Arena:
         if self.base != NULL and os.getpid() == self._pid:      # in a forked child something else may lie there
             munmap(self.base, self.size)
         free(self.watches)
-        free(self.marks.bits)
-        free(self.marks.touched)
+        unmap(self.marks.bits, <uint64_t>self.n_pages * 8)
+        unmap(self.marks.log, <uint64_t>self.n_pages * LINES * 4)
         if self.fd >= 0:
             os.close(self.fd)
 
@@ -166,9 +167,9 @@ cdef class Arena:
         return 0
 
     def seal(self):
-        """No region can be declared any more, and nobody can map the memfd for writing any more. Idempotent."""
+        """No region can be declared any more, and nobody can map the memfd for writing or cut it any more. Idempotent."""
         self._sealed = True
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
 
     @property
     def regions(self):
@@ -248,60 +249,46 @@ cdef class Arena:
         began = monotonic_ns()
         self._collect()
         self._look_ns = now_ns + max(<uint64_t>LOOK_NS, LOOK_SHARE * (monotonic_ns() - began))
-        return self.marks.n_touched > 0
+        return self.marks.n > 0
 
     cpdef uint64_t dirty_lines(self):
         """Lines written since the last drain."""
         self.collect()
-        return self.count_dirty()
-
-    @cython.final
-    cdef uint64_t count_dirty(self) noexcept nogil:
-        cdef uint64_t n = 0
-        cdef uint32_t i
-        for i in range(self.marks.n_touched):
-            n += count_ones(self.marks.bits[self.marks.touched[i]])
-        return n
+        return self.marks.n
 
     def dirty_line_numbers(self):
         """Numbers of the lines written since the last drain, ascending, uint32. For tests and inspection."""
-        marks = np.zeros((self.n_pages, 8), np.uint8)
-        cdef uint32_t i, page
         self.collect()
-        for i in range(self.marks.n_touched):
-            page = self.marks.touched[i]
-            marks[page] = np.frombuffer(int(self.marks.bits[page]).to_bytes(8, "little"), np.uint8)
-        return np.flatnonzero(np.unpackbits(marks.reshape(-1), bitorder="little")).astype(np.uint32)
+        return np.sort(np.asarray(<uint32_t[:self.marks.n]>self.marks.log)) if self.marks.n else np.zeros(0, np.uint32)
 
     @cython.final
     cdef void drain(self, uint32_t* number, uint8_t* lines) noexcept nogil:
-        """Take the marks: numbers and bytes of the count_dirty() lines, page by page in order of first write."""
-        cdef uint32_t* first = number
-        cdef uint32_t i, k, page
-        cdef uint64_t w
-        for i in range(self.marks.n_touched):
-            page = self.marks.touched[i]
-            w = self.marks.bits[page]
-            self.marks.bits[page] = 0
-            page *= 64
-            if w == ALL_LINES:
-                for k in range(64):
-                    number[k] = page + k
-                number += 64
+        """Take the marks: numbers and bytes of the marks.n lines, in order of first write; lines in a row are copied at once."""
+        cdef uint32_t* log = self.marks.log
+        cdef uint64_t i = 0, k, n = self.marks.n, ahead = AHEAD if n >= AHEAD_FROM else n
+        memcpy(number, log, n * 4)
+        while i < n:
+            if i + ahead < n:
+                __builtin_prefetch(self.base + <uint64_t>log[i + ahead] * LINE, 0)
+            self.marks.bits[log[i] >> 6] = 0
+            k = i + 1
+            if k < n and log[k] == log[i] + 1:
+                while k < n and log[k] == log[k - 1] + 1:
+                    self.marks.bits[log[k] >> 6] = 0
+                    k += 1
+                memcpy(lines, self.base + <uint64_t>log[i] * LINE, (k - i) * LINE)
             else:
-                while w:
-                    number[0] = page + <uint32_t>__builtin_ctzll(w)
-                    number += 1
-                    w &= w - 1
-        self.marks.n_touched = 0
-        gather(self.base, first, <uint64_t>(number - first), lines)
+                memcpy(lines, self.base + <uint64_t>log[i] * LINE, LINE)
+            lines += (k - i) * LINE
+            i = k
+        self.marks.n = 0
 
     @cython.final
     cdef void clear_dirty(self) noexcept nogil:
-        cdef uint32_t i
-        for i in range(self.marks.n_touched):
-            self.marks.bits[self.marks.touched[i]] = 0
-        self.marks.n_touched = 0
+        cdef uint64_t i
+        for i in range(self.marks.n):
+            self.marks.bits[self.marks.log[i] >> 6] = 0
+        self.marks.n = 0
 
     def forget_writes(self):
         """Drop all marks: what was written so far will be sent as whole pages (start of a sync)."""
@@ -313,28 +300,15 @@ TRACKERS = ("barrier", "mmu", "compare")
 F_SEAL_FUTURE_WRITE = 0x10      # linux/fcntl.h; not in Python's fcntl before 3.13
 
 
-cdef inline uint64_t count_ones(uint64_t w) noexcept nogil:
-    """Bits set, without asking for a CPU that has an instruction for it."""
-    w -= (w >> 1) & 0x5555555555555555u
-    w = (w & 0x3333333333333333u) + ((w >> 2) & 0x3333333333333333u)
-    w = (w + (w >> 4)) & 0x0f0f0f0f0f0f0f0fu
-    return (w * 0x0101010101010101u) >> 56
+cdef void* zeros(uint64_t nbytes) noexcept nogil:
+    """Address space that becomes memory where it is written; NULL when there is none."""
+    cdef void* p = mmap_(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    return NULL if p == <void*>-1 else p
 
 
-cdef void gather(const uint8_t* base, const uint32_t* number, uint64_t n, uint8_t* out) noexcept nogil:
-    """Copy lines that lie anywhere, asking for each well before its turn; whole pages at once."""
-    cdef uint64_t i = 0
-    while i < n:
-        if i + AHEAD < n:
-            __builtin_prefetch(base + <uint64_t>number[i + AHEAD] * LINE, 0)
-        if (number[i] & 63) == 0 and n - i >= 64 and number[i + 63] == number[i] + 63:
-            memcpy(out, base + <uint64_t>number[i] * LINE, PAGE)
-            out += PAGE
-            i += 64
-        else:
-            memcpy(out, base + <uint64_t>number[i] * LINE, LINE)
-            out += LINE
-            i += 1
+cdef void unmap(void* p, uint64_t nbytes) noexcept nogil:
+    if p != NULL:
+        munmap(p, nbytes)
 
 
 cdef class Writable:

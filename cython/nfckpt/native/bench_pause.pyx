@@ -13,7 +13,7 @@ from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.epoch cimport EpochWriter, Header, Names
 from nfckpt.native.gate cimport Gate
 from nfckpt.native.mmu cimport mmu_open
-from nfckpt.native.tracker cimport Marks, Watch
+from nfckpt.native.tracker cimport LINES, Marks, Watch
 
 
 def capture_ns(EpochWriter writer not None, Arena arena not None, Gate gate not None, Names names not None,
@@ -60,8 +60,8 @@ cdef class ScanAndCopy:
         self._memory = view
         self.w.base, self.w.n_pages = &view[0], <uint32_t>(view.shape[0] // PAGE)
         self.m.bits = <uint64_t*>calloc(self.w.n_pages, 8)
-        self.m.touched = <uint32_t*>calloc(self.w.n_pages, 4)
-        if self.m.bits == NULL or self.m.touched == NULL:
+        self.m.log = <uint32_t*>calloc(self.w.n_pages, LINES * 4)
+        if self.m.bits == NULL or self.m.log == NULL:
             raise MemoryError
         mmu_open(&self.w)
 
@@ -69,21 +69,22 @@ cdef class ScanAndCopy:
         if self.w.close != NULL:
             self.w.close(&self.w)
         free(self.m.bits)
-        free(self.m.touched)
+        free(self.m.log)
 
     def ns(self, const uint32_t[::1] lines, uint8_t[::1] out):
         cdef Py_ssize_t i
-        cdef uint64_t began, ended
+        cdef uint64_t began, ended, n
         for i in range(lines.shape[0]):
             CHECK(lines[i] < <uint64_t>self.w.n_pages * 64)
             (self.w.base + <uint64_t>lines[i] * LINE)[0] += 1
         began = monotonic_ns()
         self.w.collect(&self.w, &self.m)
-        CHECK(<uint64_t>self.m.n_touched * PAGE <= <uint64_t>out.shape[0])
-        for i in range(self.m.n_touched):
-            memcpy(&out[i * PAGE], self.w.base + <uint64_t>self.m.touched[i] * PAGE, PAGE)
+        n = self.m.n // LINES
+        CHECK(n * PAGE <= <uint64_t>out.shape[0])
+        for i in range(n):
+            memcpy(&out[i * PAGE], self.w.base + <uint64_t>self.m.log[i * LINES] * LINE, PAGE)
         ended = monotonic_ns()
-        for i in range(self.m.n_touched):
-            self.m.bits[self.m.touched[i]] = 0
-        self.m.n_touched = 0
+        for i in range(n):
+            self.m.bits[self.m.log[i * LINES] // LINES] = 0
+        self.m.n = 0
         return int(ended - began)

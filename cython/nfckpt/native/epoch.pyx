@@ -118,7 +118,7 @@ cdef class EpochWriter:
         cdef uint32_t* number
         cdef uint8_t* out
         arena.collect()
-        n_lines = arena.count_dirty()
+        n_lines = arena.marks.n
         for seq in range(gate.captured, gate.tail):
             out_bytes += sizeof(OutputHead) + pad8(gate.held[<uint32_t>seq & gate.mask].length)
         if not self._need(HEADER_BYTES + names.n * 9 + 8 + out_bytes + n_lines * (4 + LINE) + 16

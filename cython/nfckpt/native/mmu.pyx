@@ -148,7 +148,7 @@ def probe():
     cdef Watch w
     cdef Marks m
     cdef uint64_t bits[16]
-    cdef uint32_t touched[16]
+    cdef uint32_t log[16 * 64]
     cdef uint8_t[::1] memory
     try:
         fd = os.memfd_create("nfckpt-probe", os.MFD_CLOEXEC)
@@ -161,22 +161,22 @@ def probe():
         os.close(fd)
     memset(&w, 0, sizeof(w))
     w.base, w.n_pages = &memory[0], 16
-    m.bits, m.touched = bits, touched
+    m.bits, m.log = bits, log
     memory[0] = 1               # one page that is there already
     _open(&w)
     try:
         for page in (0, 7, 15):
             memset(bits, 0, sizeof(bits))
-            m.n_touched = 0
+            m.n = 0
             memory[page * PAGE + 100] += 1
             sum(memory[::PAGE])                     # reading is no writing
             mmu_collect(&w, &m)
-            seen = sorted(touched[i] for i in range(m.n_touched))
+            seen = [i for i in range(16) if bits[i]]
             if seen != [page]:
                 raise MachineError(f"page {page} was written, the kernel reports {seen}", HINT)
-        m.n_touched = 0
+        m.n = 0
         mmu_collect(&w, &m)
-        if m.n_touched or w.scan_faults:
+        if m.n or w.scan_faults:
             raise MachineError("the kernel reports pages that nobody wrote", HINT)
     finally:
         mmu_close(&w)

@@ -4,8 +4,8 @@
     mmu         the kernel write-protects the region's pages: mmu.pyx   any writer of the mapping
     compare     memcmp against a private copy: compare.pyx              any writer of the bytes; cost: the region
 
-All three end in the same two-level bitmap, so a capture has one path: before it, collect() of each Watch turns what was written
-since the last collect() into marks.
+All three end in the same marks, so a capture has one path: before it, collect() of each Watch turns what was written since
+the last one into marks. A bit says that a line is in the log already; so everything costs what was written, never the arena.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -17,16 +17,26 @@ cdef enum:
 
 cdef struct Marks:
     uint64_t* bits              # one word a page, one bit a line: written since the last drain
-    uint32_t* touched           # pages whose word is not zero, in order of first write
-    uint32_t n_touched
+    uint32_t* log               # these lines, in order of first write
+    uint64_t n
+
+cdef extern from *:
+    int __builtin_ctzll(uint64_t) noexcept nogil
 
 cdef inline void mark_page(Marks* m, uint64_t page, uint64_t lines) noexcept nogil:
-    """`lines` (not 0) of `page` were written or are about to be."""
-    cdef uint64_t w = m.bits[page]
-    if w == 0:
-        m.touched[m.n_touched] = <uint32_t>page
-        m.n_touched += 1
-    m.bits[page] = w | lines
+    """These of a page's lines were written, or are about to be."""
+    cdef uint32_t first = <uint32_t>(page * LINES), k
+    cdef uint64_t new = lines & ~m.bits[page]
+    m.bits[page] |= new
+    if new == ALL_LINES:
+        for k in range(LINES):
+            m.log[m.n + k] = first + k
+        m.n += LINES
+        return
+    while new:
+        m.log[m.n] = first + <uint32_t>__builtin_ctzll(new)
+        m.n += 1
+        new &= new - 1
 
 cdef struct Watch:              # one region with an mmu or compare tracker, in one mapping
     uint8_t* base               # first byte of the region's first page
