@@ -41,11 +41,12 @@ class Side:
         self.first = self.arena.region("all", (mib << 20) - 4096, tracker=tracker, fallback=None) // 64
         self.arena.seal()
         self.arena.forget_writes()
-        self.writer, self.names, self.gate = EpochWriter(SECRET, 2 * mib << 20), Names(1), gate
+        self.writer, self.names, self.gate = EpochWriter(SECRET), Names(1), gate
+        self.record = np.zeros((mib << 20) * 68 // 64 + (1 << 20), np.uint8)
         self.marked = tracker == "barrier"
 
     def capture(self, lines: Lines) -> int:
-        return capture_ns(self.writer, self.arena, self.gate, self.names, lines, self.marked)
+        return capture_ns(self.writer, self.arena, self.gate, self.names, lines, self.record, self.marked)
 
     def check(self, standby: Arena) -> bool:
         """Does one more epoch of every byte written bring a copy level?"""

@@ -27,6 +27,7 @@ import numpy as np
 
 from nfckpt.errors import ConfigError, MachineError, StateError
 
+from libc.errno cimport EFAULT, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
@@ -49,6 +50,7 @@ cdef extern from *:
     void __builtin_prefetch(const void*, int) noexcept nogil
 
 cdef enum:
+    MADV_POPULATE_WRITE = 23    # Linux 5.14; older kernels refuse it, and fault the pages in one by one
     LOOK_NS = 1000000           # between two looks at regions that mark nothing themselves, while nothing else is pending
     LOOK_SHARE = 20             # and at least so many times as long as the last look took
     AHEAD = 24                  # lines asked for before they are copied,
@@ -165,6 +167,11 @@ cdef class Arena:
             raise StateError(f"no memory for the shadow of {nbytes} bytes", "another tracker, or a smaller region")
         self.n_watches += 1
         return 0
+
+    def populate(self):
+        """Take the memory now instead of page by page at the first writes. Raises StateError when it cannot be had."""
+        if madvise(self.base, self.size, MADV_POPULATE_WRITE) and errno in (ENOMEM, EFAULT):
+            raise StateError(f"no memory for an arena of {self.size} bytes", "lower arena_bytes or free memory")
 
     def seal(self):
         """No region can be declared any more, and nobody can map the memfd for writing or cut it any more. Idempotent."""

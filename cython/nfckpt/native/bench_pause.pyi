@@ -8,7 +8,8 @@ from nfckpt.native.epoch import EpochWriter, Names
 from nfckpt.native.gate import Gate
 
 def capture_ns(
-    writer: EpochWriter, arena: Arena, gate: Gate, names: Names, lines: NDArray[np.uint32], marked: bool = ...
+    writer: EpochWriter, arena: Arena, gate: Gate, names: Names, lines: NDArray[np.uint32], out: NDArray[np.uint8],
+    marked: bool = ...,
 ) -> int: ...
 def gather_ns(arena: Arena, lines: NDArray[np.uint32], out: NDArray[np.uint8]) -> int: ...
 

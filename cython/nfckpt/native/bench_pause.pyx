@@ -10,18 +10,21 @@ from libc.string cimport memcpy, memset
 
 from nfckpt.native.arena cimport CHECK, LINE, PAGE, Arena
 from nfckpt.native.clock cimport monotonic_ns
-from nfckpt.native.epoch cimport EpochWriter, Header, Names
+from nfckpt.native.epoch cimport EpochWriter, Header, Names, record_bytes_max
 from nfckpt.native.gate cimport Gate
 from nfckpt.native.mmu cimport mmu_open
+from nfckpt.native.sync cimport PageSync
 from nfckpt.native.tracker cimport LINES, Marks, Watch
 
 
 def capture_ns(EpochWriter writer not None, Arena arena not None, Gate gate not None, Names names not None,
-               const uint32_t[::1] lines, bint marked=True):
-    """The capture of `lines` (numbers), written with marks or, `marked` False, by plain stores."""
+               const uint32_t[::1] lines, uint8_t[::1] out, bint marked=True):
+    """The capture of `lines` (numbers) into `out`, written with marks or, `marked` False, by plain stores."""
     cdef Header want
     cdef Py_ssize_t i
     cdef uint64_t began, ended
+    cdef PageSync none = PageSync(arena, 0)
+    CHECK(<uint64_t>out.shape[0] >= record_bytes_max(arena, gate, names, 0))
     memset(&want, 0, sizeof(want))
     for i in range(lines.shape[0]):
         CHECK(lines[i] < arena.size // LINE)
@@ -30,7 +33,7 @@ def capture_ns(EpochWriter writer not None, Arena arena not None, Gate gate not 
         else:
             (arena.base + <uint64_t>lines[i] * LINE)[0] += 1
     began = monotonic_ns()
-    CHECK(writer.capture(arena, gate, names, &want, 0, 0) > 0)
+    CHECK(writer.capture(arena, gate, names, &want, none, False, &out[0]) > 0)
     ended = monotonic_ns()
     return int(ended - began)
 
