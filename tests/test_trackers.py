@@ -267,12 +267,11 @@ def test_mixed_trackers_in_one_arena_arrive_whole(seed: int) -> None:
     for _ in range(6):
         for _ in range(rng.integers(0, 4)):
             at = int(rng.integers(0, 2900))
-            match rng.integers(0, 5):
-                case 0: state.totals.add(int(rng.integers(0, 100)))
-                case 1: state.samples.view[at:at + 50] = rng.random()
-                case 2: np.multiply(state.samples.view, 0.5, out=state.samples.view)
-                case 3: state.small.view[at // 80, at % 50] += 1
-                case _: state.flows.insert(rng.integers(0, 100, (3, 8)).astype(np.uint8), 10**9)
+            [lambda: state.totals.add(int(rng.integers(0, 100))),
+             lambda at=at: state.samples.view[at:at + 50].fill(rng.random()),
+             lambda: np.multiply(state.samples.view, 0.5, out=state.samples.view),
+             lambda at=at: np.add.at(state.small.view, (at // 80, at % 50), 1),
+             lambda: state.flows.insert(rng.integers(0, 100, (3, 8)).astype(np.uint8), 10**9)][rng.integers(0, 5)]()
         rig.capture(standby)
         assert np.array_equal(arena.view(), standby.view())
         assert rig.capture(standby) == []
