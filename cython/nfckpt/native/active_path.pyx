@@ -20,7 +20,7 @@ from nfckpt.native.agent cimport raise_unsendable
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
-from nfckpt.native.arena cimport PAGE
+from nfckpt.native.arena cimport LINE
 from nfckpt.native.epoch cimport Header, record_bytes_max
 from nfckpt.native.function cimport NativeFunction
 from nfckpt.native.patience cimport Patience
@@ -146,8 +146,8 @@ cdef class ActivePath:
         self.pages_ride = self.sync_pages and self.sync.ready(self.engine.committed)
         crowded = self.agent.names.n * 2 > self.agent.names.capacity or self.agent.gate.crowded()
         # pages alone are no reason to cut twice in a row: between two groups the app gets its packets
-        if self.engine.is_due(now, (self.pages_ride and not after_cut) or self.agent.has_pending(), crowded,
-                              self.agent.gate.tail - self.agent.gate.captured, <uint64_t>self.agent.arena.n_touched * PAGE) < 0:
+        if self.engine.is_due(now, (self.pages_ride and not after_cut) or self.agent.has_pending(now), crowded,
+                              self.agent.gate.tail - self.agent.gate.captured, <uint64_t>self.agent.arena.marks.n * LINE) < 0:
             return False
         buf = self.staging.room()
         if buf == NULL:                     # the channel is behind: the open epoch grows

@@ -43,6 +43,6 @@ cdef class Agent:
     cdef int send(self, Burst b) noexcept nogil
     cdef int let_go(self, Burst b) noexcept nogil
     cdef int complete(self, Burst b) noexcept nogil
-    cdef bint has_pending(self) noexcept nogil
+    cdef bint has_pending(self, uint64_t now) noexcept nogil
 
 cdef object raise_unsendable(Agent agent, Burst burst)

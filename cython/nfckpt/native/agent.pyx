@@ -226,10 +226,10 @@ cdef class Agent:
     @property
     def pending(self):
         """True when the open epoch has something to say: frames consumed, outputs held, lines written."""
-        return bool(self.has_pending())
+        return bool(self.has_pending(monotonic_ns()))
 
-    cdef bint has_pending(self) noexcept nogil:
-        return self.names.n > 0 or self.gate.tail != self.gate.captured or self.arena.n_touched > 0
+    cdef bint has_pending(self, uint64_t now) noexcept nogil:
+        return self.names.n > 0 or self.gate.tail != self.gate.captured or self.arena.written(now)
 
     @property
     def ports(self):

@@ -104,12 +104,13 @@ cdef class EpochWriter:
     cdef uint64_t measure(self, Arena arena, Gate gate, Names names, uint64_t epoch, PageSync sync, bint pages) noexcept nogil:
         """How many bytes a capture of epoch `epoch` takes; nothing is drained yet. `pages`: a group of `sync` rides along."""
         self.n_pages = 0
+        arena.collect()
         self.syncing = not sync.done
         if self.syncing:
             sync.forget_unsent()
             if pages:
                 self.n_pages = sync.choose(epoch)
-        self.n_lines = arena.count_dirty()
+        self.n_lines = arena.marks.n
         self.output_bytes = (gate.tail - gate.captured) * sizeof(OutputHead) + gate.uncaptured_bytes
         self.total = (HEADER_BYTES + names.n * 8 + pad8(names.n) + self.output_bytes + pad8(self.n_lines * 4) + self.n_lines * LINE
                       + pad8(<uint64_t>self.n_pages * 4) + <uint64_t>self.n_pages * PAGE)
@@ -118,13 +119,11 @@ cdef class EpochWriter:
     cdef void capture(self, Arena arena, Gate gate, Names names, Header* want, PageSync sync, uint8_t* buf) noexcept nogil:
         """`build` without the GIL, into `buf`, which has room for what `measure` has just said. `want` has session, term, epoch,
         now_ns, echo_ns, ports_empty."""
-        cdef uint64_t seq, w, p, base
-        cdef uint32_t i, page, bit
+        cdef uint64_t seq, p
+        cdef uint32_t i
         cdef Held* held
         cdef Header* h
         cdef OutputHead* oh
-        cdef uint32_t* number
-        cdef uint8_t* out
         h = <Header*>buf
         memset(h, 0, HEADER_BYTES)
         h.magic = EPOCH_MAGIC
@@ -159,23 +158,8 @@ cdef class EpochWriter:
         gate.capture()
         # lines
         h.n_lines = <uint32_t>self.n_lines
-        number = <uint32_t*>(buf + p)
-        p += pad8(self.n_lines * 4)
-        out = buf + p
-        for i in range(arena.n_touched):
-            page = arena.touched[i]
-            w = arena.bits[page]
-            arena.bits[page] = 0
-            base = <uint64_t>page * PAGE
-            while w:
-                bit = <uint32_t>__builtin_ctzll(w)
-                w &= w - 1
-                number[0] = page * 64 + bit
-                number += 1
-                memcpy(out, arena.base + base + bit * LINE, LINE)
-                out += LINE
-        arena.n_touched = 0
-        p += self.n_lines * LINE
+        arena.drain(<uint32_t*>(buf + p), buf + p + pad8(self.n_lines * 4))
+        p += pad8(self.n_lines * 4) + self.n_lines * LINE
         # pages of a sync
         h.n_pages = self.n_pages
         memcpy(buf + p, sync.chosen, self.n_pages * 4)
@@ -190,9 +174,6 @@ cdef class EpochWriter:
         h.total_bytes = p
         CHECK(p == self.total)
 
-
-cdef extern from *:
-    int __builtin_ctzll(uint64_t) noexcept nogil
 
 
 # ── a received record ────────────────────────────────────────────────────────────────────────────
