@@ -1,5 +1,5 @@
-from nfckpt.native.port import Port
 from nfckpt.native.channel import Channel
+from nfckpt.native.port import Port
 
 class Repeater(Port):
     def __init__(self, frames: list[bytes]) -> None: ...
