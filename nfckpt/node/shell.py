@@ -17,6 +17,7 @@ from typing import Any
 
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.life import LifeWatch
 from nfckpt.native.shm_ring import ShmRing
 from nfckpt.node.app import App
@@ -132,9 +133,11 @@ class Shell:
             self.pidfd = os.dup(transport.peer_pidfd)                   # type: ignore[attr-defined]
 
     def _attach(self) -> None:
-        """Over shared memory records and acks go without Python."""
+        """Over shared memory records and acks go without Python; where bytes cost, records are encoded."""
         if self.core is not None and isinstance(self.transport, ShmRing):
             self.core.path.attach(self.transport)
+        if isinstance(self.core, Active) and getattr(self.transport, "costly", False):
+            self.core.path.encode_with(DeltaEncoder(self.core.agent.arena, self.secrets.tap, self.bounds.names_max, self.bounds.gate_frames_max))
 
     def _drop_channel(self, keep_watch: bool = False) -> None:
         if self.transport is not None:

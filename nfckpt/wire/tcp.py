@@ -186,6 +186,8 @@ class _Sealer:
 class TcpTransport:
     """A Transport over one authenticated TCP connection. Made by TcpListener and TcpConnect."""
 
+    costly = True                                       # bytes cost: epochs are encoded
+
     def __init__(self, sock: socket.socket, opener: _Opener, sealer: _Sealer, options: TcpOptions) -> None:
         self._sock = sock
         self._in = opener

@@ -2,6 +2,7 @@
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from nfckpt.native.agent cimport Agent
+from nfckpt.native.delta_encoder cimport DeltaEncoder
 from nfckpt.native.engine cimport Engine
 from nfckpt.native.epoch cimport EpochWriter
 from nfckpt.native.shm_ring cimport ShmRing
@@ -13,6 +14,9 @@ cdef class ActivePath:
     cdef readonly EpochWriter writer
     cdef ShmRing _ring
     cdef bint has_ring
+    cdef DeltaEncoder _encoder
+    cdef bint encodes                   # records are told by what the standby has
+    cdef uint64_t coded_bytes           # of the staged record's encoded form; 0: it goes as it is
     cdef public bint holding            # outputs are held for a standby: epochs are cut
     cdef public bint sync_pages         # pages ride along
     cdef public uint64_t session, term

@@ -18,8 +18,9 @@ from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH
 from nfckpt.native.agent cimport raise_unsendable
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.clock cimport monotonic_ns
-from nfckpt.native.epoch cimport Header
+from nfckpt.native.epoch cimport Header, OutputHead
 from nfckpt.native.function cimport NativeFunction
+from nfckpt.native.gate cimport Gate, Held
 from nfckpt.native.port_set cimport raise_gone
 from nfckpt.native.shm_ring cimport ShmMessage
 
@@ -49,6 +50,8 @@ cdef class ActivePath:
         self.heard_ns = now
         self.staged_bytes = 0
         self.over = False
+        if self.encodes:
+            self._encoder.restart()
 
     def end(self):
         """The session is over: what is staged is nobody's, and nothing is captured until the next one begins."""
@@ -60,6 +63,18 @@ cdef class ActivePath:
         self.has_ring = ring is not None
         if ring is not None:
             self._ring = ring
+
+    def encode_with(self, DeltaEncoder encoder):
+        """Records of sessions that begin from now on go through `encoder`: the channel is one where bytes cost. None: as they are."""
+        self.encodes = encoder is not None
+        if encoder is not None:
+            self._encoder = encoder
+        self.agent.keep_inputs(encoder.kept if encoder is not None else None)
+
+    def tap_opened(self):
+        """The follower's tap buffers: outputs may be told by their inputs."""
+        if self.encodes:
+            self._encoder.from_inputs = True
 
     # ── acks ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,12 +153,16 @@ cdef class ActivePath:
             self.sync_pages = False
         self.engine.capture()
         self.agent.epoch = self.engine.epoch
+        self.coded_bytes = 0
+        if self.encodes:
+            self.coded_bytes = self._encoder.encode(self.writer.buf, <uint64_t>self.staged_bytes, self.agent._ports.n)
         if self.has_ring:
             self.push()
         return True
 
     cdef bint push(self) noexcept nogil:
-        if self._ring.push(KIND_EPOCH, self.writer.buf, <uint64_t>self.staged_bytes) != 1:
+        cdef uint8_t* p = self._encoder.buf if self.coded_bytes else self.writer.buf
+        if self._ring.push(KIND_EPOCH, p, self.coded_bytes or <uint64_t>self.staged_bytes) != 1:
             return False
         self.staged_bytes = 0
         self.engine.took(self.staged_ns)
@@ -154,12 +173,32 @@ cdef class ActivePath:
         """The captured record that the channel has not taken yet, or None. Valid until `shipped`."""
         if self.staged_bytes == 0:
             return None
+        if self.coded_bytes:
+            return <uint8_t[:self.coded_bytes]>self._encoder.buf
         return <uint8_t[:self.staged_bytes]>self.writer.buf
 
     def shipped(self):
         """The channel took `staged`."""
         self.staged_bytes = 0
         self.engine.took(self.staged_ns)
+
+    def outputs_of(self, epoch):
+        """OUTPUTS (wire/messages.py) of a shipped epoch, whole, as its record has them: the gate holds them until it is committed. Raises PeerError
+        for any other epoch."""
+        cdef Gate gate = self.agent.gate
+        cdef uint64_t seq
+        cdef Held* held
+        cdef OutputHead head
+        if not self.engine.committed < epoch < self.engine.epoch:
+            raise PeerError(f"outputs of epoch {epoch} were asked for (committed {self.engine.committed})")
+        parts = [int(self.session).to_bytes(8, "little"), epoch.to_bytes(8, "little")]
+        for seq in range(gate.head, gate.captured):
+            held = &gate.held[<uint32_t>seq & gate.mask]
+            if held.epoch == epoch:
+                head.port, head.length, head.zero = held.port, held.length, 0
+                parts.append((<const uint8_t*>&head)[:sizeof(OutputHead)])
+                parts.append((<const uint8_t*>gate.buf + held.off)[:held.length].ljust((held.length + 7) // 8 * 8, b"\0"))
+        return b"".join(parts)
 
     def beat(self):
         """(echo_ns, ports_empty) for a beat: the same word as a record carries, and it starts anew. While the open epoch has

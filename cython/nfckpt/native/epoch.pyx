@@ -40,6 +40,12 @@ cdef inline uint64_t pad8(uint64_t n) noexcept nogil:
     return (n + 7) & ~<uint64_t>7
 
 
+cdef inline void pad_with_zeros(uint8_t* p, uint64_t n) noexcept nogil:
+    """What follows n bytes up to a multiple of 8; the bytes themselves come next, so they may be written too."""
+    if n & 7:
+        (<uint64_t*>(p + (n & ~<uint64_t>7)))[0] = 0
+
+
 cdef uint64_t window_at(uint64_t epoch, uint64_t used) noexcept nogil:
     """The window of this epoch: 256-byte blocks in an order that visits all of them."""
     cdef uint64_t blocks = used // WINDOW
@@ -138,6 +144,7 @@ cdef class EpochWriter:
         p = HEADER_BYTES
         memcpy(self.buf + p, names.key, names.n * 8)
         p += names.n * 8
+        pad_with_zeros(self.buf + p, names.n)
         memcpy(self.buf + p, names.port, names.n)
         p += pad8(names.n)
         names.n = 0
@@ -151,11 +158,13 @@ cdef class EpochWriter:
             oh.length = held.length
             oh.zero = 0
             p += sizeof(OutputHead)
+            pad_with_zeros(self.buf + p, held.length)
             memcpy(self.buf + p, gate.buf + held.off, held.length)
             p += pad8(held.length)
         gate.captured = gate.tail
         # lines
         h.n_lines = <uint32_t>n_lines
+        pad_with_zeros(self.buf + p, n_lines * 4)
         number = <uint32_t*>(self.buf + p)
         p += pad8(n_lines * 4)
         out = self.buf + p
@@ -193,6 +202,8 @@ cdef class EpochWriter:
             if pad8(n_pages * 4) != pad8(<uint64_t>pages_max * 4):
                 memmove(self.buf + p + pad8(n_pages * 4), self.buf + p + pad8(<uint64_t>pages_max * 4),
                         <uint64_t>n_pages * PAGE)
+            if n_pages & 1:
+                number[n_pages] = 0
             h.n_pages = n_pages
             p += pad8(n_pages * 4) + <uint64_t>n_pages * PAGE
         h.window_off = window_at(h.epoch, arena._top)

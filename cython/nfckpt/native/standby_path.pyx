@@ -3,6 +3,7 @@
 
 Order of one epoch (I7)     whole in private memory → checked → session, term and number as due → names and outputs registered
                             → **ack** → swapped into the arena → its window compared
+An encoded one (checkpoint/delta.py) is decoded first: against the arena, which is at the epoch before, and the tap.
 
 One implementation serves both transports: shared memory through `run`, TCP through `commit`. States are
 replica/standby.py's; everything that is no epoch is handed to it.
@@ -13,6 +14,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, TAP_GAP
 from nfckpt.native.clock cimport monotonic_ns
+from nfckpt.native.delta_decoder cimport DELTA_MISMATCH, DeltaDecoder, NO_INPUT, delta_fault, is_delta
 from nfckpt.native.epoch cimport (
     Record, SYNC_LAST, record_agrees, record_apply, record_fault, record_parse, record_register,
 )
@@ -28,25 +30,27 @@ cdef enum Why:
     IDLE = 2
     GONE = 3
 
-cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse
+cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse, from 200 those of DeltaDecoder
     OTHER_SESSION = 100
     OTHER_EPOCH = 101
     EARLY_PAGES = 102
     UNSENT_STAMP = 103
+    ENCODED = 200
 
 cdef uint64_t ALL = 0xffffffffffffffff
 
 
 cdef class StandbyPath:
-    """`arena` is blank; `secret`: 32 bytes shared by the pair."""
+    """`arena` is blank; `secret`: 32 bytes shared by the pair; `record_bytes_max`: the most that one may decode to."""
 
-    def __cinit__(self, Tap tap not None, Arena arena not None, bytes secret, uint64_t now):
+    def __cinit__(self, Tap tap not None, Arena arena not None, bytes secret, uint64_t now, uint64_t record_bytes_max=256 << 20):
         if len(secret) != 32:
             raise StateError("the secret must be 32 bytes")
         memcpy(self.secret, <const uint8_t*>secret, 32)
         self.tap, self.arena = tap, arena
         self.n_ports = len(tap.ports)
         self.heard_ns = now
+        self._decoder = DeltaDecoder(secret, record_bytes_max)
 
     def begin(self, uint64_t session, uint64_t term, uint64_t epoch):
         """The active let us in: its first record will be `epoch`."""
@@ -70,7 +74,8 @@ cdef class StandbyPath:
     # ── one record ───────────────────────────────────────────────────────────────────────────────
 
     def commit(self, uint8_t[::1] memory not None, uint64_t now):
-        """Take one record: register, apply. True: send an ack now. False: no room in the tap, nothing was taken; later.
+        """Take one record: register, apply. True: send an ack now. False: nothing was taken; later: no room in the tap, or
+        (`missing`) it lacks an input that the record is told by; or never: `divergent_epoch`.
 
         `memory` is writable, private, and the record's for good. Raises PeerError when the record does not belong here.
         """
@@ -89,14 +94,37 @@ cdef class StandbyPath:
             raise PeerError("pages before the tap was opened")
         if self.fault == UNSENT_STAMP:
             raise PeerError("an epoch answers a time stamp that was never sent")
+        if self.fault >= ENCODED:
+            raise PeerError(delta_fault(self.fault - ENCODED))
         raise PeerError(record_fault(self.fault or 1))
 
+    def supply(self, const uint8_t[::1] outputs not None):
+        """The outputs of the record that waits, whole: its inputs are not needed any more."""
+        self._given = outputs
+        self._decoder.outputs = &outputs[0] if outputs.shape[0] else NULL
+        self._decoder.outputs_bytes = outputs.shape[0]
+
     cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil:
-        """1 taken, 0 no room in the tap, -1 refused (self.fault)."""
+        """1 taken, 0 not now (see `commit`), -1 refused (self.fault)."""
         cdef Record r
         cdef bint from_ring = self.has_ring
         cdef Ack ack
-        self.heard_ns = now
+        cdef int d
+        self.missing = False
+        if is_delta(data, n):
+            d = self._decoder.decode(data, n, self.arena, self.tap, self.n_ports)
+            if d == NO_INPUT and self.tap.look(now, 8) >= 0:        # it may have come since the last look
+                d = self._decoder.decode(data, n, self.arena, self.tap, self.n_ports)
+            if d == NO_INPUT:
+                self.missing = True
+                return 0
+            if d == DELTA_MISMATCH:         # what it is told by reads differently here
+                self.divergent_epoch = self.epoch + 1
+                return 0
+            if d:
+                self.fault = ENCODED + d
+                return -1
+            data, n = self._decoder.buf, self._decoder.n
         self.fault = record_parse(&r, data, n, self.arena, self.n_ports)
         if self.fault:
             return -1
@@ -112,6 +140,8 @@ cdef class StandbyPath:
             return -1
         if not record_register(&r, self.tap, now):
             return 0
+        self.heard_ns = now                 # not before: one that waits is offered again and again, and is no sign of life
+        self._decoder.follow(r.h)
         self.epoch = r.h.epoch
         self.next_seq = r.h.first_seq + r.h.n_outputs
         self.released_through = r.h.released_through
