@@ -67,7 +67,10 @@ class Reader:
         raise AssertionError("a number without an end")
 
     def signed(self) -> int:
-        n = self.number()
+        return self.sign(self.number())
+
+    @staticmethod
+    def sign(n: int) -> int:
         return n >> 1 if n % 2 == 0 else -(n + 1 >> 1)
 
 
@@ -120,18 +123,23 @@ def read_delta(data: bytes, secret: bytes, arena: bytes, inputs: dict[int, bytes
         outputs += struct.pack("<HHI", port, length, 0) + padded(bytes(frame))
     frame_bytes = r.at - frames_at
     numbers, lines, number, told = [], b"", 0, [0] * 8
+    mask, hows = 0, b""
     for _ in range(n_lines):
-        number += r.signed()
+        step = r.number()
+        number += r.sign(step >> 1)
         numbers.append(number)
         assert 0 <= number * 64 < len(arena)
+        if step % 2 == 0:
+            mask = r.byte()
+            hows = r.part(mask.bit_count())
         words = list(struct.unpack("<8Q", arena[number * 64:number * 64 + 64]))
-        mask = r.byte()
         if mask == 0:
             lines += r.part(64)
             continue
+        left = iter(hows)
         for w in range(8):
             if mask >> w & 1:
-                how = r.byte()
+                how = next(left)
                 if how & 128:
                     assert how < 136
                     words[w] = told[how & 7]

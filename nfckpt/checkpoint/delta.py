@@ -17,11 +17,13 @@ Picture     active                                                       standby
                        8 NEXT (made from the name after that of the last one FROM_INPUT; of the first: name 0)
                 patch  { equal: number · if not at the end: changed: number ≥ 1 · that many bytes } until the length is reached;
                        the input counts as continued with zeros
-    lines    n_lines × { number − the one before: signed · mask u8 of its changed 8-byte words · for each, lowest first, how u8:
+    lines    n_lines × { (number − the one before: signed) << 1 | SAME · if not SAME (mask and how are those of the line before): mask
+             u8 of its changed 8-byte words, and for each, lowest first, how u8 · the bytes that `how` asks for }
+                how
                        bit 7: the word is now the same as the one changed `how & 7` before (0 the last, of the words told
                               by difference in this record; zeros before the first)
-                       else:  bits 0–2 first changed byte, 3–5 how many less one; so many bytes of old XOR new }
-             mask 0: the whole line, 64 bytes
+                       else:  bits 0–2 first changed byte, 3–5 how many less one; so many bytes of old XOR new
+             mask 0, also that of the line before the first: the whole line, 64 bytes
     pages    n_pages × { number − the one before: signed } · 0 u8: n_pages × 4096 bytes; 1 u8, bytes: number: so many of one zstd frame
 
     number   LEB128: 7 bits a byte, the lowest first, bit 7 on all but the last; at most 10 bytes, modulo 2**64
@@ -30,7 +32,7 @@ Picture     active                                                       standby
     number. check: nf_hash(secret, epoch, the whole record).
 
 Example     NAT, a burst of 32 frames of 32 flows: the record has 2,200 bytes for lines; here each flow's time stamp is a
-            repeat of the first one's: number 2, mask 1, how 1. Outputs differ from inputs in MACs, addresses, ports, checksums, TTL.
+            repeat of the first one's, told like the one before: two or three bytes a line. Outputs differ from inputs in MACs, addresses, ports, checksums, TTL.
 
 Waiting     A frame named here may not have been seen by the standby yet, or never will be: then the record waits, as one that
             finds no room does, and after one skew the standby asks for that epoch's outputs whole (replica/standby.py).

@@ -20,6 +20,7 @@ cdef class DeltaDecoder:
     cdef const uint8_t* outputs             # those of the record that waits, asked for and come whole; NULL: none
     cdef uint64_t outputs_bytes
 
+    cdef void begin(self, uint64_t epoch) noexcept nogil
     cdef void follow(self, const Header* h) noexcept nogil
     cdef int decode(self, const uint8_t* data, uint64_t n, Arena arena, Tap tap, int n_ports) noexcept nogil
     cdef int get_outputs(self, Cursor* c, Header* h, uint64_t at, Tap tap) noexcept nogil

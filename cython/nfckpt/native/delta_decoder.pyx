@@ -20,6 +20,9 @@ cdef extern from "Python.h":
     object PyMemoryView_FromMemory(char* p, Py_ssize_t n, int flags)
     enum: PyBUF_READ
 
+cdef extern from *:
+    int __builtin_popcount(unsigned int) noexcept nogil
+
 cdef enum Fault:
     CUT = 1
     OTHER_MAGIC = 2
@@ -67,20 +70,24 @@ cdef class DeltaDecoder:
         free(self.buf)
 
     def decode_record(self, const uint8_t[::1] data not None, Arena arena not None, Tap tap not None, int n_ports):
-        """The record, a writable view valid until the next call; None when the tap lacks an input of it. Raises PeerError with
-        the reason."""
+        """The record, a bytearray; None when the tap lacks an input of it. Raises PeerError with the reason."""
         cdef int r = self.decode(&data[0] if data.shape[0] else NULL, data.shape[0], arena, tap, n_ports)
         if r == NO_INPUT:
             return None
         if r:
             raise PeerError(delta_fault(r))
-        return <uint8_t[:self.n]>self.buf
+        return bytearray((<const uint8_t*>self.buf)[:self.n])
 
     def follow_record(self, uint8_t[::1] record not None):
         """`record` (decoded, or come plain) was taken."""
         if record.shape[0] < HEADER_BYTES:
             raise StateError("not a record")
         self.follow(<Header*>&record[0])
+
+    cdef void begin(self, uint64_t epoch) noexcept nogil:
+        """A session, whose first record is `epoch`. (One that was just made begins with epoch 1.)"""
+        memset(&self.before, 0, sizeof(Header))
+        self.before.epoch = epoch - 1
 
     cdef void follow(self, const Header* h) noexcept nogil:
         """The record with this header was taken: the next one is told by it."""
@@ -124,7 +131,7 @@ cdef class DeltaDecoder:
         pages = get(&c)
         if c.cut:
             return CUT
-        if b.epoch and h.epoch != b.epoch + 1:
+        if h.epoch != b.epoch + 1:
             return ORDER
         if total > self.record_bytes_max:
             return LARGE
@@ -250,8 +257,10 @@ cdef class DeltaDecoder:
     cdef int get_lines(self, Cursor* c, Header* h, uint64_t at, Arena arena) noexcept nogil:
         cdef uint64_t recent[RECENT]
         cdef uint64_t number = 0, x
-        cdef uint32_t i, w, head = 0, first, n
-        cdef uint8_t mask, how
+        cdef uint32_t i, j, w, head = 0, first, n
+        cdef uint8_t mask = 0, how
+        cdef uint8_t hows[8]
+        cdef bint same
         cdef uint32_t* numbers = <uint32_t*>(self.buf + at)
         cdef uint64_t* line
         memset(recent, 0, sizeof(recent))
@@ -259,8 +268,13 @@ cdef class DeltaDecoder:
             numbers[h.n_lines] = 0
         line = <uint64_t*>(self.buf + at + pad8(<uint64_t>h.n_lines * 4))
         for i in range(h.n_lines):
-            number += <uint64_t>unfold(get(c))
-            mask = get8(c)
+            x = get(c)
+            same = x & 1
+            number += <uint64_t>unfold(x >> 1)
+            if not same:
+                mask = get8(c)
+                for j in range(__builtin_popcount(mask)):
+                    hows[j] = get8(c)
             if c.cut:
                 return CUT
             if number >= <uint64_t>arena.n_pages * 64:
@@ -274,10 +288,12 @@ cdef class DeltaDecoder:
                 line += 8
                 continue
             memcpy(line, arena.base + number * LINE, LINE)
+            j = 0
             for w in range(8):
                 if not mask >> w & 1:
                     continue
-                how = get8(c)
+                how = hows[j]
+                j += 1
                 if how & REPEAT:
                     if how & ~(REPEAT | RECENT - 1):
                         return WORD
@@ -295,7 +311,7 @@ cdef class DeltaDecoder:
                 head += 1
                 recent[head % RECENT] = line[w]
             line += 8
-        return CUT if c.cut else 0
+        return 0
 
     cdef int get_pages(self, Cursor* c, Header* h, uint64_t at, Arena arena) noexcept nogil:
         cdef uint32_t* numbers = <uint32_t*>(self.buf + at)

@@ -6,7 +6,7 @@ from nfckpt.errors import StateError
 
 from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from nfckpt.native.arena cimport CHECK, LINE, PAGE
 from nfckpt.native.burst cimport BURST_MAX
 from nfckpt.native.delta cimport (
@@ -36,7 +36,7 @@ cdef extern from "Python.h":
 cdef enum:                                  # most bytes that each takes here
     HEAD_MAX = 20 + 15 * 10
     OUTPUT_MAX = 1 + 1 + 3 + 5              # beside its own
-    LINE_MAX = 5 + 1 + 8 * 9 + 8            # the last 8: a word is stored whole before its length counts
+    LINE_MAX = 5 + 1 + 8 + LINE
     ZSTD_LEVEL = -1                         # 1.1 ms per MiB of flow records, 0.1 per MiB that does not compress
 
 
@@ -71,9 +71,9 @@ cdef class DeltaEncoder:
         self.from_inputs = False
 
     def encode_record(self, uint8_t[::1] record not None, int n_ports):
-        """What to send for `record`: a view of the encoded form, valid until the next call, or `record` itself."""
+        """What to send for `record`: the encoded form, or `record` itself."""
         cdef int64_t n = self.encode(&record[0], record.shape[0], n_ports)
-        return <uint8_t[:n]>self.buf if n else record
+        return (<const uint8_t*>self.buf)[:n] if n else bytes(record)
 
     cdef int64_t encode(self, uint8_t* record, uint64_t n, int n_ports) noexcept nogil:
         """Bytes of the encoded form, in self.buf; 0: send the record as it is, the encoded form is not smaller (or there was no
@@ -118,7 +118,7 @@ cdef class DeltaEncoder:
         frames = p
         p = self.put_frames(p, &r)
         size = p - frames
-        p = self.put_lines(p, &r)               # brings the shadow up to date, line by line
+        p = self.put_lines(p, &r)
         if h.n_pages:
             p = self.put_pages(p, &r)
         CHECK(<uint64_t>(p - self.buf) <= self.capacity)
@@ -222,58 +222,70 @@ cdef class DeltaEncoder:
         return p
 
     cdef uint8_t* put_lines(self, uint8_t* p, Record* r) noexcept nogil:
-        cdef uint64_t recent[RECENT]
+        cdef uint64_t recent[RECENT]            # words told by difference, a ring; `head` is the youngest
         cdef uint64_t saved[RECENT]
+        cdef uint8_t how[8]
+        cdef uint8_t how_before[8]
+        cdef uint8_t data[LINE + 8]             # 8 more: a word is stored whole before its length counts
         cdef uint64_t x, v
         cdef uint64_t* old
         cdef uint64_t* new
-        cdef uint32_t i, w, k, head = 0, saved_head
+        cdef uint32_t i, w, k, n_how, n_data, head = 0, saved_head
         cdef int64_t before = 0
         cdef int first, n
-        cdef uint8_t* mask
+        cdef uint8_t mask, mask_before = 0
+        cdef bint same
         memset(recent, 0, sizeof(recent))
         for i in range(r.h.n_lines):
             __builtin_prefetch(self.shadow + <uint64_t>r.line_no[i] * LINE, 1)
         for i in range(r.h.n_lines):
-            p = put(p, fold(<int64_t>r.line_no[i] - before))
-            before = r.line_no[i]
             old = <uint64_t*>(self.shadow + <uint64_t>r.line_no[i] * LINE)
             new = <uint64_t*>(r.lines + <uint64_t>i * LINE)
             memcpy(saved, recent, sizeof(recent))
             saved_head = head
-            mask = p
-            mask[0] = 0
-            p += 1
+            mask = 0
+            n_how = n_data = 0
             for w in range(8):
                 v = new[w]
                 x = old[w] ^ v
                 if x == 0:
                     continue
-                mask[0] |= <uint8_t>(1 << w)
+                mask |= <uint8_t>(1 << w)
                 k = 0
                 while k < RECENT and recent[(head - k) % RECENT] != v:
                     k += 1
                 if k < RECENT:
-                    p[0] = <uint8_t>(REPEAT | k)
-                    p += 1
-                    continue
-                first = __builtin_ctzll(x) >> 3
-                n = 8 - (__builtin_clzll(x) >> 3) - first
-                p[0] = <uint8_t>(first | (n - 1) << 3)
-                put64(p + 1, x >> (8 * first))
-                p += 1 + n
-                head += 1
-                recent[head % RECENT] = v
-            if mask[0] == 0:                        # marked and written with what it was
-                mask[0] = 1
-                p[0] = p[1] = 0
-                p += 2
-            elif p - mask > 1 + LINE:
-                mask[0] = 0
-                memcpy(mask + 1, new, LINE)
-                p = mask + 1 + LINE
+                    how[n_how] = <uint8_t>(REPEAT | k)
+                else:
+                    first = __builtin_ctzll(x) >> 3
+                    n = 8 - (__builtin_clzll(x) >> 3) - first
+                    how[n_how] = <uint8_t>(first | (n - 1) << 3)
+                    put64(data + n_data, x >> (8 * first))
+                    n_data += n
+                    head += 1
+                    recent[head % RECENT] = v
+                n_how += 1
+            if mask == 0:                       # marked, and written with what it was
+                mask = 1
+                how[0] = data[0] = 0
+                n_how = n_data = 1
+            elif n_how + n_data > LINE:
+                mask = 0
+                n_how, n_data = 0, LINE
+                memcpy(data, new, LINE)
                 memcpy(recent, saved, sizeof(recent))
                 head = saved_head
+            same = mask == mask_before and memcmp(how, how_before, n_how) == 0
+            p = put(p, fold(<int64_t>r.line_no[i] - before) << 1 | same)
+            before = r.line_no[i]
+            if not same:
+                p[0] = mask
+                memcpy(p + 1, how, n_how)
+                p += 1 + n_how
+                mask_before = mask
+                memcpy(how_before, how, n_how)
+            memcpy(p, data, n_data)
+            p += n_data
         return p
 
     cdef uint8_t* put_pages(self, uint8_t* p, Record* r) noexcept nogil:

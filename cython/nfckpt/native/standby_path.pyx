@@ -55,6 +55,7 @@ cdef class StandbyPath:
     def begin(self, uint64_t session, uint64_t term, uint64_t epoch):
         """The active let us in: its first record will be `epoch`."""
         self.session, self.term, self.epoch = session, term, epoch - 1
+        self._decoder.begin(epoch)
 
     def attach(self, ShmRing ring):
         """Records come from, and acks go to, this ring; None: Python carries them."""
