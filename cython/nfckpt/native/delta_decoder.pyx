@@ -164,6 +164,8 @@ cdef class DeltaDecoder:
             memset(self.buf + at + i, port, run)
             i += run
         at += pad8(names)
+        for i in range(h.n_names):
+            tap.inputs.prefetch((<const uint64_t*>(self.buf + HEADER_BYTES))[i])
         r = self.get_outputs(&c, h, at, tap)
         if r:
             return r

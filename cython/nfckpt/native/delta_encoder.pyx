@@ -8,14 +8,43 @@ from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memset
 from nfckpt.native.arena cimport CHECK, LINE, PAGE
-from nfckpt.native.burst cimport BURST_MAX
+from nfckpt.native.burst cimport BURST_MAX, FRAME_MAX
 from nfckpt.native.delta cimport (
-    DELTA_MAGIC, FROM_INPUT, NEXT, PLAIN_PAGES, RECENT, REPEAT, SAME_LENGTH, SAME_PORT, ZSTD_PAGES, fold, pad8, put, put64, get64,
+    DELTA_MAGIC, FROM_INPUT, NEXT, PLAIN_PAGES, RECENT, REPEAT, SAME_LENGTH, SAME_PORT, ZSTD_PAGES, fold, pad8, put, put64,
 )
 from nfckpt.native.digest cimport nf_hash
 from nfckpt.native.epoch cimport OutputHead, record_parse
 
 cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    static inline uint64_t nf_xor64(const uint8_t *a, const uint8_t *b) {
+        uint64_t x, y; memcpy(&x, a, 8); memcpy(&y, b, 8); return x ^ y; }
+    /* the first place from `at` on where a and b differ; n: nowhere */
+    static inline uint32_t nf_differs(const uint8_t *a, const uint8_t *b, uint32_t at, uint32_t n) {
+        for (; at + 8 <= n; at += 8) {
+            uint64_t x = nf_xor64(a + at, b + at);
+            if (x) return at + (__builtin_ctzll(x) >> 3);
+        }
+        while (at < n && a[at] == b[at]) at++;
+        return at;
+    }
+    /* the first place from `at` on with three equal bytes, for less is not worth two numbers; or where they are equal up to n */
+    static inline uint32_t nf_settles(const uint8_t *a, const uint8_t *b, uint32_t at, uint32_t n) {
+        const uint64_t low = 0x7f7f7f7f7f7f7f7f;
+        uint32_t equal = 0;
+        for (; at + 8 <= n; at += 6) {
+            uint64_t x = nf_xor64(a + at, b + at), zero = ~(((x & low) + low) | x | low);   /* bit 7 of each byte that is 0 */
+            zero &= zero >> 8 & zero >> 16;
+            if (zero) return at + (__builtin_ctzll(zero) >> 3);
+        }
+        for (; at < n && equal < 3; at++) equal = a[at] == b[at] ? equal + 1 : 0;
+        return at - equal;
+    }
+    """
+    uint32_t differs "nf_differs"(const uint8_t* a, const uint8_t* b, uint32_t at, uint32_t n) noexcept nogil
+    uint32_t settles "nf_settles"(const uint8_t* a, const uint8_t* b, uint32_t at, uint32_t n) noexcept nogil
     int __builtin_ctzll(uint64_t) noexcept nogil
     int __builtin_clzll(uint64_t) noexcept nogil
     void __builtin_prefetch(const void*, int) noexcept nogil
@@ -197,29 +226,29 @@ cdef class DeltaEncoder:
     cdef uint8_t* put_patch(self, uint8_t* p, const uint8_t* limit, uint32_t base, const uint8_t* data, uint32_t n) noexcept nogil:
         """NULL: it would not end before `limit`."""
         cdef const uint8_t* old = self.kept.buf + self.kept.off[base]
-        cdef uint32_t n_old = self.kept.length[base], both = min(n, n_old), at = 0, start, equal
-        while at < n:
+        cdef uint32_t n_old = self.kept.length[base], at = 0, start
+        cdef uint8_t longer[FRAME_MAX]
+        if n_old < n:
+            memcpy(longer, old, n_old)
+            memset(longer + n_old, 0, n - n_old)
+            old = longer
+        while True:
             start = at
-            while at + 8 <= both and get64(data + at) == get64(old + at):
-                at += 8
-            while at < n and data[at] == (old[at] if at < n_old else 0):
-                at += 1
+            at = differs(data, old, at, n)
             if p + 4 > limit:
                 return NULL
             p = put(p, at - start)
             if at == n:
-                break
-            start, equal = at, 0
-            while at < n and equal < 3:             # a shorter gap costs less than its two numbers
-                equal = equal + 1 if data[at] == (old[at] if at < n_old else 0) else 0
-                at += 1
-            at -= equal
+                return p
+            start = at
+            at = settles(data, old, at, n)
             if p + 2 + (at - start) > limit:
                 return NULL
             p = put(p, at - start)
             memcpy(p, data + start, at - start)
             p += at - start
-        return p
+            if at == n:
+                return p
 
     cdef uint8_t* put_lines(self, uint8_t* p, Record* r) noexcept nogil:
         cdef uint64_t recent[RECENT]            # words told by difference, a ring; `head` is the youngest
