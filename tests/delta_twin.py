@@ -7,24 +7,10 @@ from typing import NamedTuple
 
 import zstandard
 
+from tests.digest_twin import nf_hash
+
 M64 = 2**64 - 1
 HEADER = struct.Struct("<4sHH 3Q 4Q 6I 2Q Q")
-
-
-def fold(a: int, b: int) -> int:
-    product = a * b
-    return product & M64 ^ product >> 64
-
-
-def nf_hash(secret: bytes, seed: int, data: bytes) -> int:
-    """digest.pxd."""
-    k = struct.unpack("<4Q", secret)
-    h = fold(seed ^ k[0], len(data) ^ k[1])
-    g = h ^ k[3]
-    for i in range(0, len(data), 32):
-        w = struct.unpack("<4Q", data[i:i + 32].ljust(32, b"\0"))
-        h, g = fold(w[0] ^ k[1], w[1] ^ h), fold(w[2] ^ k[2], w[3] ^ g)
-    return fold(h ^ k[2], g ^ k[3])
 
 
 class Before(NamedTuple):
@@ -164,5 +150,5 @@ def read_delta(data: bytes, secret: bytes, arena: bytes, inputs: dict[int, bytes
                        len(outputs), n_lines, n_pages, ports_empty, window_off, window_hash, total)
     record = (head + names + padded(ports) + outputs + padded(struct.pack(f"<{n_lines}I", *numbers)) + lines
               + padded(struct.pack(f"<{n_pages}I", *page_numbers)) + pages)
-    assert len(record) == total and nf_hash(secret, epoch, record) == check
+    assert len(record) == total and nf_hash(struct.unpack("<4Q", secret), epoch, record) == check
     return Read(record, Before(session, term, now_ns, released_through, first_seq, echo_ns, n_outputs), frame_bytes)

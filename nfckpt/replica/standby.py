@@ -75,7 +75,7 @@ class Standby:
         self.pair, self.node, self.layout, self.bounds, self.secret = pair, node, layout, bounds, secret
         self.arena, self.tap, self.clock = arena, tap, clock
         self.state = S.JOINING
-        self.path = StandbyPath(tap, arena, secret, now, bounds.message_bytes_max)
+        self.path = StandbyPath(tap, arena, secret, now, record_bytes_max=bounds.message_bytes_max)
         self.acked_ns = 0               # own clock, our last answer to a beat: the promise of I9 counts from it
         self.welcome_ns = 0
         self.open_ns = 0
@@ -84,7 +84,6 @@ class Standby:
         self.missing = (0, 0)           # epoch of the first of them, and since when it lacks an input
         self.asked = 0                  # the epoch whose outputs we asked for
         self.handover = False
-        self.claimed = False            # the next term is ours: the active gets no answer any more, so its lease runs out
 
     def _move(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -96,6 +95,15 @@ class Standby:
     @property
     def term(self) -> int:
         return self.path.term
+
+    @property
+    def claimed(self) -> bool:
+        """The next term is ours: the active gets no answer any more, so its lease runs out."""
+        return self.path.silent
+
+    @claimed.setter
+    def claimed(self, now: bool) -> None:
+        self.path.silent = now
 
     @property
     def promotable(self) -> bool:

@@ -20,7 +20,7 @@ cdef class DeltaEncoder:
     cdef uint64_t capacity
     cdef object _zstd
 
-    cdef int64_t encode(self, uint8_t* record, uint64_t n, int n_ports) noexcept nogil
+    cdef uint64_t encode(self, uint8_t* record, uint64_t n, int n_ports) noexcept nogil
     cdef uint8_t* put_frames(self, uint8_t* p, Record* r) noexcept nogil
     cdef uint8_t* put_patch(self, uint8_t* p, const uint8_t* limit, uint32_t base, const uint8_t* data, uint32_t n) noexcept nogil
     cdef uint8_t* put_lines(self, uint8_t* p, Record* r) noexcept nogil

@@ -100,13 +100,13 @@ cdef class DeltaEncoder:
         self.from_inputs = False
 
     def encode_record(self, uint8_t[::1] record not None, int n_ports):
-        """What to send for `record`: the encoded form, or `record` itself."""
-        cdef int64_t n = self.encode(&record[0], record.shape[0], n_ports)
-        return (<const uint8_t*>self.buf)[:n] if n else bytes(record)
+        """What to send for `record`: the encoded form, or the same bytes."""
+        cdef bytearray copy = bytearray(record)
+        return bytes(copy[:self.encode(<uint8_t*><char*>copy, len(copy), n_ports)])
 
-    cdef int64_t encode(self, uint8_t* record, uint64_t n, int n_ports) noexcept nogil:
-        """Bytes of the encoded form, in self.buf; 0: send the record as it is, the encoded form is not smaller (or there was no
-        memory for it)."""
+    cdef uint64_t encode(self, uint8_t* record, uint64_t n, int n_ports) noexcept nogil:
+        """Put the encoded form where the record of `n` bytes is; its bytes. `n`: the record stays, for the encoded form is not
+        smaller, or there was no memory to make it."""
         cdef Record r
         cdef Header* h
         cdef Header* b = &self.before
@@ -124,7 +124,7 @@ cdef class DeltaEncoder:
             if grown == NULL:
                 self.follow(&r)
                 self.plain_records += 1
-                return 0
+                return n
             self.buf, self.capacity = <uint8_t*>grown, need * 5 // 4
         put64(self.buf, DELTA_MAGIC)
         put64(self.buf + 4, nf_hash(self.secret, h.epoch, record, <uint32_t>n))
@@ -156,9 +156,10 @@ cdef class DeltaEncoder:
             self.frame_bytes += names_and_outputs
             self.state_bytes += n - names_and_outputs
             self.plain_records += 1
-            return 0
+            return n
         self.frame_bytes += size
         self.state_bytes += <uint64_t>(p - self.buf) - size
+        memcpy(record, self.buf, p - self.buf)
         return p - self.buf
 
     cdef void follow(self, Record* r) noexcept nogil:
