@@ -44,11 +44,12 @@ from nfckpt.native.gate import Gate
 from nfckpt.native.nat import NativeNat
 from nfckpt.native.standby_path import StandbyPath
 from nfckpt.native.tap import Tap
+from nfckpt.native.tcp_channel import TcpChannel
 from nfckpt.packet import build
 from nfckpt.ports.memory import MemoryPort
 from nfckpt.state.state import State
 from nfckpt.wire import kinds
-from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions, TcpTransport
+from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 
 SECRET = bytes(range(7, 39))
 HOST, GATEWAY = "02:00:00:00:00:05", "02:00:00:00:00:fe"
@@ -68,7 +69,7 @@ def udp(flow: int, nbytes: int, rng: random.Random) -> bytes:
     return build.mac_bytes("02:6e:66:00:00:01") + build.mac_bytes(HOST) + b"\x08\x00" + ip + l4 + rng.randbytes(nbytes - 42)
 
 
-def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
+def tcp_pair() -> tuple[TcpChannel, TcpChannel]:
     options = TcpOptions(SECRET)
     with socket.create_server(("127.0.0.1", 0)) as server:
         listener, connect = TcpListener(server, options), TcpConnect(server.getsockname(), options)
@@ -78,7 +79,7 @@ def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
     return a, b
 
 
-def received(t: TcpTransport) -> int:
+def received(t: TcpChannel) -> int:
     """Bytes that this end's kernel has taken from the wire."""
     with socket.socket(fileno=os.dup(t.fileno())) as s:
         return int(TCP_INFO_RECEIVED.unpack_from(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256))[0])
@@ -115,7 +116,8 @@ class Side:
         self.standby.begin(1, 1, 1)
         self.path.tap_opened()
         self.agent.recording = self.path.holding = True
-        self.path.sync_pages = True                         # what is declared, and nothing else yet
+        self.path.sync.begin()                              # of what is declared: nothing else is there yet
+        self.path.sync_pages = True
         self.burst, self.shadow = Burst(), np.zeros(arena_bytes // 64 * 64, np.uint8).reshape(-1, 64)
         self.app_ns = now
         self.changed = self.output_bytes = 0
