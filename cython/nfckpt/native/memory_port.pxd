@@ -1,10 +1,12 @@
 """Memory rings, native side: one broadcast ring per sender, read by all others. Essay in nfckpt/ports/memory.py."""
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.port cimport Port
 
 cdef enum:
     ENDPOINTS_MAX = 32
+    DATA = 4096                 # where the slots begin
 
 cdef extern from *:
     """
@@ -60,7 +62,9 @@ cdef class MemoryRing(Port):
     cdef int publish(self) noexcept nogil
     cdef nf_slot* _fill(self, const uint8_t* data, uint32_t n) noexcept nogil
     cdef bint _look(self, Source* s) noexcept nogil
-    cdef nf_slot* _slot(self, nf_ring* ring, uint64_t position) noexcept nogil
+    @cython.final
+    cdef inline nf_slot* _slot(self, nf_ring* ring, uint64_t position) noexcept nogil:
+        return <nf_slot*>(<uint8_t*>ring + DATA + (position & (self.slots - 1)) * self.stride)
     cdef int _take(self, Source* s, Burst b, uint8_t index) noexcept nogil
     cdef void _find_room(self) noexcept nogil
     cdef void _unmap(self) noexcept

@@ -52,7 +52,6 @@ cdef extern from *:
 
 cdef enum:
     VERSION = 1
-    DATA = 4096
     SLOT_HEAD = 16
     FRAME_MIN = 14
 cdef uint64_t MAGIC = 0x316d656d6b63666e
@@ -144,9 +143,6 @@ cdef class MemoryRing(Port):
                 raise PortError(f"{self.name}: reads ring {s.index} at {s.next}, beyond its end {s.end}", "reset=True")
             s.end = s.next                      # the first rx looks
             store_release(&self.own.place[s.index].next, s.next)
-
-    cdef nf_slot* _slot(self, nf_ring* ring, uint64_t position) noexcept nogil:
-        return <nf_slot*>(<uint8_t*>ring + DATA + (position & (self.slots - 1)) * self.stride)
 
     cdef bint _look(self, Source* s) noexcept nogil:
         """Is there a frame at s.next? Steps over what was overwritten unread, and counts it."""
