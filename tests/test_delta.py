@@ -17,6 +17,9 @@ from nfckpt.native.active_path import ActivePath
 from nfckpt.native.epoch import EpochRecord
 from nfckpt.native.sync import PageSync
 from nfckpt.native.tap import Tap
+from nfckpt.replica import standby
+from nfckpt.replica.effects import Effect
+from nfckpt.sim.world import World
 from nfckpt.wire.messages import decode_outputs
 from tests.delta_twin import Before, read_delta
 from tests.native_lab import MS, SECRET, ListPort, frame
@@ -214,8 +217,8 @@ class Door:
             rig.arena.write_bytes(rig.off + 64 * got[i][0], got[i][:4])
         rig.burst.send(slice(None), 1)
         rig.agent.finish(rig.burst)
-        assert self.path.poll(2) and (staged := self.path.staged) is not None
-        message = bytes(staged)
+        assert self.path.poll(2)
+        message = bytes(self.path.staged or b"")
         self.path.shipped()
         assert message[:4] == b"NFD1"
         return message
@@ -332,6 +335,27 @@ def test_a_new_session_begins_with_a_blank_shadow() -> None:
     message = door.epoch(frame(1), seen=False)          # the tap is not open: it must not be needed
     assert door.commit(message) and not door.there.path.missing
     assert bytes_of(door.there.arena) == bytes_of(door.rig.arena)
+
+
+def test_pairs_ask_and_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated pairs whose taps lose frames: outputs are asked for, come, and no promise is broken on the way."""
+    seen = Counter[str]()
+    need, decoded = standby.Standby._need, standby.decode_outputs
+
+    def asks(self: standby.Standby, now: int) -> list[Effect]:
+        effects = need(self, now)
+        seen["asked"] += len(effects)
+        return effects
+
+    def answers(payload: memoryview) -> tuple[int, int, memoryview]:
+        seen["answered"] += 1
+        return decoded(payload)
+
+    monkeypatch.setattr(standby.Standby, "_need", asks)
+    monkeypatch.setattr(standby, "decode_outputs", answers)
+    for seed in range(12):
+        World(seed).run()
+    assert seen["asked"] >= seen["answered"] > 0, seen
 
 
 # ── bad input ────────────────────────────────────────────────────────────────────────────────────

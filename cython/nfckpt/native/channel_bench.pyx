@@ -3,9 +3,10 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from nfckpt.native.burst cimport Burst
+from nfckpt.native.channel cimport Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.port cimport Port
-from nfckpt.native.shm_ring cimport ShmMessage, ShmRing
+from nfckpt.native.shm_ring cimport ShmRing
 
 
 cdef class Repeater(Port):
@@ -65,7 +66,7 @@ def sink(ShmRing ring not None, uint64_t count):
     """Receive `count` messages and forget them. Returns how many came: fewer only if the channel ended."""
     cdef uint64_t n = 0
     cdef int r
-    cdef ShmMessage m
+    cdef Message m
     with nogil:
         while n < count:
             r = ring.pop(&m)
