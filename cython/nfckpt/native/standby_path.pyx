@@ -17,7 +17,7 @@ from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.delta_decoder cimport DELTA_MISMATCH, DeltaDecoder, NO_INPUT, delta_fault, is_delta
 from nfckpt.native.epoch cimport (
-    Record, SYNC_LAST, record_agrees, record_apply, record_fault, record_parse, record_register,
+    Record, SYNC_LAST, record_agrees, record_apply, record_ask, record_fault, record_parse, record_register,
 )
 from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
@@ -140,6 +140,7 @@ cdef class StandbyPath:
             self.fault = UNSENT_STAMP
         if self.fault:
             return -1
+        record_ask(&r, self.arena)
         if self.has_tap and not record_register(&r, self.tap, now):
             return 0
         self.heard_ns = now                 # not before: one that waits is offered again and again, and is no sign of life
