@@ -224,6 +224,8 @@ cdef class ActivePath:
                     return 2
             if r < 0:
                 return 2
+            if self._ring.wait_at != self._ring.wait_end:       # nobody else does until the next push, which may wait for these acks
+                self._ring.drain()
             if self.staged_bytes and not self.push():
                 self.agent.gate.leave()
                 return 0

@@ -185,6 +185,8 @@ cdef class StandbyPath:
                     if self.divergent_epoch:
                         why = MAIL
                         break
+                if self._ring.wait_at != self._ring.wait_end:       # acks, which the active may be waiting for
+                    self._ring.drain()
                 if batch:
                     self.tap.settle(self.released_through)
                 if r < 0:
