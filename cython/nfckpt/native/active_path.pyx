@@ -201,7 +201,7 @@ cdef class ActivePath:
             run += self.pauses_seen[i]
             for name, share in (("pause_us_p50", 0.5), ("pause_us_p99", 0.99)):
                 if name not in out and total and run >= share * total:
-                    out[name] = (i + 1) * 16 / 1000
+                    out[name] = (i + 1) * 16 / 1000.0        # C ints: without the point it would be cut off
         return out
 
     def __dealloc__(self):

@@ -19,6 +19,7 @@ from nfckpt.native.shm_ring cimport ShmMessage, ShmRing
 
 cdef extern from *:
     void __builtin_prefetch(const void*, int) noexcept nogil
+    uint64_t __atomic_fetch_add(uint64_t*, uint64_t, int) noexcept nogil
 
 cdef enum:
     FRAMES_MAX = 4096
@@ -236,7 +237,7 @@ def delays(ActivePath path not None, NativeFunction app not None, Burst burst no
                 now = monotonic_ns()
                 if path.boundary(now) == 2:
                     late = True
-                if agent.gate.head == agent.gate.tail and not agent.has_pending() and path.engine.count == 0:
+                if agent.gate.head == agent.gate.tail:
                     break
                 if now - began > 1000000000:
                     late = True
@@ -305,3 +306,26 @@ def ping(ShmRing ring not None, uint64_t nbytes, uint32_t window, uint64_t round
     if r < 0:
         raise RuntimeError("the peer ended")
     return answered
+
+
+def fault_in(Arena arena not None):
+    """Touch every page through the writing mapping, as its owner would: what memory it is made of is decided then."""
+    cdef uint64_t off
+    cdef uint64_t* p
+    with nogil:
+        for off in range(0, arena.size, 4096):
+            p = <uint64_t*>(arena.base + off)
+            __atomic_fetch_add(p, 0, 0)
+
+
+def fill(Arena arena not None, str region, uint64_t seed):
+    """Fill a region with incompressible bytes (splitmix64), unmarked: what was there before protection began."""
+    cdef uint64_t i, z, n, off, step = 0x9e3779b97f4a7c15, m1 = 0xbf58476d1ce4e5b9, m2 = 0x94d049bb133111eb
+    off, n = arena._names[region][:2]
+    cdef uint64_t* p = <uint64_t*>(arena.base + off)
+    with nogil:
+        for i in range(n // 8):
+            seed += step
+            z = (seed ^ (seed >> 30)) * m1
+            z = (z ^ (z >> 27)) * m2
+            p[i] = z ^ (z >> 31)

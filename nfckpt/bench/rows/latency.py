@@ -1,0 +1,50 @@
+"""What protection adds to the way of a burst, beside the shortest way a record of that size can go: there, copied out, answered.
+
+A   median time from the end of the app's call until its 32 outputs have left, protected minus unprotected
+B   median round trip of a bare record of the same bytes
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nfckpt.bench.figure import Figure, Scale
+from nfckpt.bench.pair import Pair
+from nfckpt.bench.slices import pairs
+from nfckpt.bench.work import line_writer, segments, udp_frame
+from nfckpt.native.bench import delays
+
+KEYS = ("latency_rtt_ratio",)
+BURST = 32
+
+
+def measure(scale: Scale) -> list[Figure]:
+    arena_bytes = scale.small(64 << 20, 1 << 20)
+    app = line_writer(arena_bytes)
+    took = np.zeros(scale.small(500, 20), np.uint32)
+    with segments([udp_frame(9)]) as s, Pair(app, s.ports, arena_bytes=arena_bytes, burst=BURST) as pair:
+        delays(pair.path, app, pair.burst, BURST, took)
+        pair.drain()
+        epochs, sent = pair.path.commits, pair.ring.bytes_sent
+        delays(pair.path, app, pair.burst, BURST, took)
+        pair.drain()
+        nbytes = (pair.ring.bytes_sent - sent) // (pair.path.commits - epochs)
+
+        def median(protected: bool) -> float:
+            pair.protect(protected)
+            delays(pair.path, app, pair.burst, BURST, took)
+            pair.drain()
+            return float(np.median(took))
+
+        def round_trip() -> float:
+            pair.protect(True)
+            trips = np.zeros(1 << 16, np.uint32)
+            pair.pings(nbytes, 1, scale.slice_s / 4, trips)
+            return float(np.median(trips[trips > 0]))
+
+        both = pairs(lambda: median(True) - median(False), round_trip, scale.pairs, seconds=scale.seconds, pids=[pair.child.pid], tick=scale.tick)
+        digest = pair.equal()
+        return [Figure.of(KEYS[0], both.spread(lambda a, b: a / b), limit=both.spread(lambda _, b: b / 1000).median,
+                          limit_what=f"µs round trip of {nbytes} bytes", digest=digest,
+                          note=f"shared memory: {both.spread(lambda a, _: a / 1000).median:.2f} µs added",
+                          settings={**pair.settings, "tracker": "barrier", "record_bytes": nbytes})]
