@@ -15,6 +15,7 @@ from nfckpt.native.bench import Generator, LineWriter
 from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.gate import Gate
+from nfckpt.native.patience import Patience
 from nfckpt.native.standby_path import StandbyPath
 from nfckpt.native.tap import Tap
 from nfckpt.state.state import State
@@ -22,6 +23,7 @@ from tests.native_lab import MS, SECRET
 from tests.test_wire_shm import ring_pair
 
 ARENA = 1 << 20
+SPIN = Patience(1 << 40, 0)
 
 
 @pytest.mark.parametrize("taken", [0, 200])
@@ -45,16 +47,16 @@ def test_records_and_acks_that_found_the_ring_full_are_sent_by_the_loops_themsel
     standby.attach(theirs)
 
     burst = Burst()
-    active.run(app, burst, 1, time.monotonic_ns() + 50 * MS, 1 << 60)
+    active.run(app, burst, 1, time.monotonic_ns() + 50 * MS, SPIN)
     assert engine.outstanding == 200 and ours.backlog > 4096
     agent.paused = True
     while standby.epochs < taken:                               # all records by hand: their acks find the ring full
         ours.flush()
-        standby.run(time.monotonic_ns() + MS // 4, 1 << 60)
+        standby.run(time.monotonic_ns() + MS // 4, SPIN)
     assert theirs.backlog if taken else ours.backlog
     deadline = time.monotonic() + 5
     while (agent.pending or engine.outstanding) and time.monotonic() < deadline:
-        active.run(app, burst, 1, time.monotonic_ns() + MS // 4, 1 << 60)
-        standby.run(time.monotonic_ns() + MS // 4, 1 << 60)
+        active.run(app, burst, 1, time.monotonic_ns() + MS // 4, SPIN)
+        standby.run(time.monotonic_ns() + MS // 4, SPIN)
     assert engine.outstanding == 0 and standby.epoch == engine.committed
     assert standby.arena.view().tobytes() == arena.view().tobytes()

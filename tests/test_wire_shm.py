@@ -25,6 +25,7 @@ from nfckpt.errors import ConfigError, MachineError, PeerError
 from nfckpt.native.shm_ring import ShmRing
 from nfckpt.native.shm_segment import SEALS, Segment
 from nfckpt.wire.shm import ShmConnect, ShmListener, ShmOptions, ShmTransport, shm_connect
+from tests.digest_twin import nf_hash
 from tests.test_wire_conformance import shm_pair
 from tests.wire_peer import body, ping, wait
 
@@ -107,25 +108,10 @@ def test_golden_segment_and_record() -> None:
     assert peek(b.tx, 128, 8) == (96).to_bytes(8, "little")
 
 
-def fold(a: int, b: int) -> int:
-    p = a * b
-    return (p ^ p >> 64) & (1 << 64) - 1
-
-
-def twin_hash(k: tuple[int, ...], seed: int, data: bytes) -> int:
-    """nf_hash in plain Python."""
-    h = fold(seed ^ k[0], len(data) ^ k[1])
-    g = h ^ k[3]
-    for at in range(0, len(data), 32):
-        w = struct.unpack("<4Q", data[at:at + 32].ljust(32, b"\0"))
-        h, g = fold(w[0] ^ k[1], w[1] ^ h), fold(w[2] ^ k[2], w[3] ^ g)
-    return fold(h ^ k[2], g ^ k[3])
-
-
 def twin_check(keys: bytes, header: bytes, payload: bytes) -> bytes:
     k = struct.unpack("<4Q", keys)
     seq = int.from_bytes(header[8:16], "little")
-    return twin_hash(k, twin_hash(k, seq, header[:24]), payload).to_bytes(8, "little")
+    return nf_hash(k, nf_hash(k, seq, header[:24]), payload).to_bytes(8, "little")
 
 
 GOLDEN_CHECK = twin_check(KEYS[0], bytes.fromhex("0500000001000000" "0000000000000000" "0500000000000000"), b"hello")
@@ -145,6 +131,17 @@ def test_a_foreign_encoder_is_understood() -> None:
     poke(a.tx, 4096, raw)
     poke(a.tx, 64, len(raw).to_bytes(8, "little"))
     assert b.recv() == (3, b"one") and b.recv() == (4, b"two" * 30) and b.recv() is None and b.closed is None
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 63, 64, 127, 128, 129, 159, 191, 192, 900])
+def test_every_length_has_the_check_of_a_foreign_encoder(n: int) -> None:
+    """The hash reads blocks, lanes and an overlapping tail: each boundary of them."""
+    a, b = ring_pair()
+    payload = bytes(random.Random(n).randbytes(n))
+    raw = record(payload, 3)
+    poke(a.tx, 4096, raw)
+    poke(a.tx, 64, len(raw).to_bytes(8, "little"))
+    assert b.recv() == (3, payload) and b.closed is None
 
 
 # ---- tampering

@@ -1,6 +1,6 @@
 """Loopback: active and standby in one process and one thread, for rows that count bytes or time one poll.
 
-Records are handed over as they are, or through `channel`, a pair of connected transports. After each `commit` both arenas agree.
+Records are handed over as they are, or through `channel`, a pair of connected ends. After each `commit` both arenas agree.
 """
 
 from __future__ import annotations
@@ -9,23 +9,22 @@ import time
 from collections.abc import Sequence
 
 from nfckpt.bench.figure import DifferenceError
-from nfckpt.bench.pair import SECRET, SILENT
+from nfckpt.bench.pair import SECRET
 from nfckpt.checkpoint.engine import Engine
 from nfckpt.config import Bounds
 from nfckpt.native.active_path import ActivePath
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
-from nfckpt.native.bench import Generator, fault_in
+from nfckpt.native.bench import fault_in
 from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
 from nfckpt.native.port import Port
 from nfckpt.native.standby_path import StandbyPath
-from nfckpt.native.tap import Tap
 from nfckpt.state.state import State
 from nfckpt.wire import kinds
-from nfckpt.wire.transport import Transport
+from nfckpt.native.channel import Channel
 
 __all__ = ["Loopback"]
 
@@ -34,7 +33,7 @@ class Loopback:
     """`app` over `ports`, both sides' arenas of `arena_bytes`. `last`: the record of the last commit."""
 
     def __init__(self, app: NativeFunction, ports: Sequence[Port], arena_bytes: int,
-                 channel: tuple[Transport, Transport] | None = None) -> None:
+                 channel: tuple[Channel, Channel] | None = None) -> None:
         self.app, self.burst, self.channel, self.last = app, Burst(), channel, b""
         self.arena = Arena(arena_bytes)
         fault_in(self.arena)
@@ -45,8 +44,7 @@ class Loopback:
         now = time.monotonic_ns()
         self.path.begin(1, 1, now)
         self.agent.recording = self.path.holding = True
-        tap = Tap([Generator(SILENT, 1) for _ in ports], SECRET, 0, 1 << 17, 64 << 20, 1 << 17, 64 << 20)
-        self.standby = StandbyPath(tap, Arena(arena_bytes), SECRET, now)
+        self.standby = StandbyPath(None, Arena(arena_bytes), SECRET, now, len(ports))
         fault_in(self.standby.arena)
         self.standby.begin(1, 1, 1)
 
@@ -69,18 +67,12 @@ class Loopback:
         if self.channel is not None:
             record = self._carry(0, kinds.EPOCH, self.last)
         self.path.shipped()
-        while not self.standby.commit(record, time.monotonic_ns()):
-            self._age()
+        self.standby.commit(record, time.monotonic_ns())
         ack: bytes | memoryview = self.standby.ack(self.standby.epoch, time.monotonic_ns())
         if self.channel is not None:
             ack = self._carry(1, kinds.ACK, ack)
         self.path.on_ack(ack, time.monotonic_ns(), True)
         self.agent.gate.release()
-        self._age()
-
-    def _age(self) -> None:
-        self.standby.tap.poll(time.monotonic_ns())
-        self.standby.tap.age(self.standby.released_through)
 
     def _carry(self, end: int, kind: int, payload: bytes) -> memoryview:
         assert self.channel is not None

@@ -38,11 +38,12 @@ from nfckpt.native.active_path import WHY_MAIL as LEAD_MAIL
 from nfckpt.native.active_path import ActivePath
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
-from nfckpt.native.bench import Generator, echo, fault_in, ping
+from nfckpt.native.bench import echo, fault_in, ping
 from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
+from nfckpt.native.patience import Patience
 from nfckpt.native.port import Port
 from nfckpt.native.standby_path import WHY_MAIL, StandbyPath
 from nfckpt.native.tap import Tap
@@ -54,10 +55,9 @@ from nfckpt.wire.shm import ShmConnect, ShmOptions, ShmTransport
 __all__ = ["SECRET", "SPIN", "Pair", "Slice", "cpus"]
 
 SECRET = bytes(range(7, 39))
-SPIN = 1 << 60                      # ns of idleness that never come
+SPIN = Patience(1 << 40, 0)          # never gives its CPU away
 MS = 1_000_000
 DRAIN_S = 10.0
-SILENT = [bytes(64)]
 
 
 def cpus() -> tuple[int, int]:
@@ -114,7 +114,7 @@ class Pair:
         self.settings: dict[str, Any] = {"arena_bytes": self.arena.size, "burst": burst, "channel": "shared memory", "ring_bytes": ring_bytes,
                                          "epochs_outstanding_max": window, "hold_us_max": 0, "cpu_active": here, "cpu_standby": there}
         try:
-            self._start({"cpu": there, "arena_bytes": self.arena.size, "ring_bytes": ring_bytes, "silent": 0 if tap else len(ports),
+            self._start({"cpu": there, "arena_bytes": self.arena.size, "ring_bytes": ring_bytes, "ports": len(ports),
                          "tap": list(tap), "skew_ms": skew_ms, "sync": pages_max > 0}, tap_fds)
         except BaseException:
             self.close()
@@ -216,7 +216,7 @@ class Pair:
         """Take no input until everything is committed and has left."""
         self.agent.paused = True
         deadline = time.monotonic() + DRAIN_S
-        while self._on and (self.agent.pending or self.engine.outstanding or self.path.staged_bytes):
+        while self._on and (self.agent.pending or self.engine.outstanding or self.path.staging.count):
             self.poll(0.0002)
             if time.monotonic() > deadline:
                 raise PeerError(f"{self.engine.outstanding} epochs were not committed within {DRAIN_S:.0f} s")
@@ -260,26 +260,37 @@ def standby(spec: dict[str, Any]) -> None:
     os.sched_setaffinity(0, {spec["cpu"]})
     arena = Arena(spec["arena_bytes"])
     fault_in(arena)
-    ports = [open_port(form) for form in spec["tap"]] or [Generator(SILENT, 1) for _ in range(spec["silent"])]
-    tap = Tap(ports, SECRET, spec["skew_ms"] * MS, 1 << 17, 64 << 20, 1 << 17, 64 << 20)
-    tap.poll(time.monotonic_ns())
+    tap = None
     if spec["tap"]:
+        tap = Tap([open_port(form) for form in spec["tap"]], SECRET, spec["skew_ms"] * MS, 1 << 17, 64 << 20, 1 << 17, 64 << 20)
+        tap.poll(time.monotonic_ns())
         tap.open()
         tap.whole()
     attempt = ShmConnect(socket.socket(fileno=spec["fd"]), ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=60_000), role="acceptor")
     while (ring := attempt.poll()) is None:
         time.sleep(0.0005)
-    core = StandbyPath(tap, arena, SECRET, time.monotonic_ns())
-    core.begin(1, 1, 1)
-    core.attach(ring)
-    core.tap_open = spec["sync"] or bool(spec["tap"])
+    core = _follow(spec, tap, arena, ring, 1)
     gc.collect()
     gc.disable()
     while ring.closed is None:
         if core.run(time.monotonic_ns() + 5 * MS, SPIN) == WHY_MAIL and not echo(ring, time.monotonic_ns() + 5 * MS):
             _stuck(core, ring)
-        if select.select([0], [], [], 0)[0] and not _command(core, ring):
-            break
+        if select.select([0], [], [], 0)[0]:
+            line = sys.stdin.buffer.readline()
+            if not line:
+                break
+            command = json.loads(line)
+            if command["do"] == "blank":                    # as a new standby that holds nothing yet
+                core = _follow(spec, tap, arena, ring, core.epoch + 1)
+            print(json.dumps(_obey(core, command)), flush=True)
+
+
+def _follow(spec: dict[str, Any], tap: Tap | None, arena: Arena, ring: ShmTransport, epoch: int) -> StandbyPath:
+    core = StandbyPath(tap, arena, SECRET, time.monotonic_ns(), spec["ports"])
+    core.begin(1, 1, epoch)
+    core.attach(ring)
+    core.tap_open = spec["sync"] or tap is not None
+    return core
 
 
 def _stuck(core: StandbyPath, ring: ShmTransport) -> None:
@@ -288,29 +299,26 @@ def _stuck(core: StandbyPath, ring: ShmTransport) -> None:
         raise PeerError(f"divergent at epoch {core.divergent_epoch}")
     message = ring.recv()
     while message is not None and not core.commit(message[1], time.monotonic_ns()):
-        core.tap.poll(time.monotonic_ns())
-        core.tap.age(core.released_through)
+        if core.tap is not None:
+            core.tap.poll(time.monotonic_ns())
+            core.tap.age(core.released_through)
 
 
-def _command(core: StandbyPath, ring: ShmTransport) -> bool:
-    """Obey one line. False: there are no more."""
-    line = sys.stdin.buffer.readline()
-    if not line:
-        return False
-    command = json.loads(line)
-    out: dict[str, Any] = {}
-    if command["do"] == "state":
-        out = {"digest": hashlib.sha256(core.arena.view()[:command["used"]]).hexdigest(), "epoch": core.epoch, "epochs": core.epochs,
-               "tap": core.tap.counters(), "drops": sum(port.counters()["rx_ring_drops"] for port in core.tap.ports)}
-    elif command["do"] == "hold":                           # stop reading until the next line, then time the way to its epoch
+def _obey(core: StandbyPath, command: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one command."""
+    if command["do"] == "hold":                             # stop reading until the next line, then time the way to its epoch
         print("{}", flush=True)
-        command = json.loads(sys.stdin.buffer.readline())
+        epoch = json.loads(sys.stdin.buffer.readline())["epoch"]
         began = time.monotonic_ns()
-        while core.epoch < command["epoch"] and core.run(time.monotonic_ns() + MS // 5, MS // 50) != WHY_MAIL:
+        while core.epoch < epoch and core.run(time.monotonic_ns() + MS // 5, Patience(20, 0)) != WHY_MAIL:
             pass
-        out = {"ns": time.monotonic_ns() - began, "epoch": core.epoch}
-    print(json.dumps(out), flush=True)
-    return True
+        return {"ns": time.monotonic_ns() - began, "epoch": core.epoch}
+    if command["do"] != "state":
+        return {}
+    tap = core.tap
+    return {"digest": hashlib.sha256(core.arena.view()[:command["used"]]).hexdigest(), "epoch": core.epoch,
+            "tap": tap.counters() if tap is not None else {},
+            "drops": sum(port.counters()["rx_ring_drops"] for port in tap.ports) if tap is not None else 0}
 
 
 if __name__ == "__main__":

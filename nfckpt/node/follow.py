@@ -10,7 +10,6 @@ from nfckpt.clock import PairClock
 from nfckpt.errors import PeerError
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native.arena import Arena
-from nfckpt.native.standby_path import WHY_IDLE as FOLLOW_IDLE
 from nfckpt.native.tap import Tap
 from nfckpt.node.shell import EXIT, MS, Shell, Stopped
 from nfckpt.replica.standby import Standby
@@ -57,10 +56,7 @@ class Follower(Shell):
 
     def _follow_once(self, core: Standby, now: int) -> None:
         if core.path.attached and not core.waiting and not self.outbox and self.takeover is None:
-            if core.path.run(self._slow_ns, self.bounds.idle_spin_us * 1000) == FOLLOW_IDLE:
-                self._idle_since = 1            # it has spun
-            else:
-                self._idle_since = 0
+            core.path.run(self._slow_ns, self.patience)
             now = time.monotonic_ns()
         busy = core.tap.poll(now)
         t = self.transport
@@ -105,7 +101,7 @@ class Follower(Shell):
             self._perform(self.takeover.advance(time.monotonic_ns()))
             return
         if busy:
-            self._idle_since = 0
+            self.patience.worked()
         else:
             self._idle(now)
 

@@ -10,20 +10,21 @@ from nfckpt.native.active_path cimport ActivePath
 from nfckpt.native.agent cimport Agent
 from nfckpt.native.arena cimport Arena, LINE
 from nfckpt.native.burst cimport Burst, SEND
+from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.function cimport NativeFunction
 from nfckpt.native.memory_port cimport MemoryRing
 from nfckpt.native.port cimport Port
-from nfckpt.native.shm_ring cimport ShmMessage, ShmRing
 
 
 cdef extern from *:
-    void __builtin_prefetch(const void*, int) noexcept nogil
     uint64_t __atomic_fetch_add(uint64_t*, uint64_t, int) noexcept nogil
 
 cdef enum:
     FRAMES_MAX = 4096
     FRAME_BYTES = 256
+    SLOTS = 2048                # of a generator's transmit ring
+    SLOT_BYTES = 64             # a longer frame waits in the gate
     PING = 250                  # no kind of the product's: StandbyPath.run leaves it to us
     PONG = 251
     PONG_BYTES = 40             # as an ack
@@ -46,6 +47,8 @@ cdef class Generator(Port):
     cdef readonly uint64_t made
     cdef public uint64_t limit
     cdef bytearray _memory              # what bytes_ points into
+    cdef uint8_t ring[SLOTS * SLOT_BYTES]
+    cdef uint64_t staged, published
 
     def __init__(self, frames, uint64_t limit=0, *, bint numbered=True):
         cdef int i
@@ -97,6 +100,20 @@ cdef class Generator(Port):
     cdef int flush(self) noexcept nogil:
         return 0
 
+    cdef const uint8_t* stage(self, const uint8_t* data, uint32_t n) noexcept nogil:
+        cdef uint8_t* p
+        if self.staged - self.published == SLOTS or n > SLOT_BYTES:
+            return NULL
+        p = self.ring + (self.staged % SLOTS) * SLOT_BYTES
+        memcpy(p, data, n)
+        self.staged += 1
+        return p
+
+    cdef int publish(self) noexcept nogil:
+        self.published += 1
+        self.c.tx_frames += 1
+        return 1
+
 
 cdef class Fed(Port):
     """A memory port that is fed as it is read: `source` sends the frames of `generator` into the segment, where `port` receives
@@ -124,6 +141,12 @@ cdef class Fed(Port):
 
     cdef int flush(self) noexcept nogil:
         return self.port.flush()
+
+    cdef const uint8_t* stage(self, const uint8_t* data, uint32_t n) noexcept nogil:
+        return self.port.stage(data, n)
+
+    cdef int publish(self) noexcept nogil:
+        return self.port.publish()
 
 
 # ── a function ───────────────────────────────────────────────────────────────────────────────────
@@ -168,8 +191,8 @@ cdef class LineWriter(NativeFunction):
             self.frames += b.n
         if self.lines:
             for i in range(b.n):            # as an app that looks up a whole burst would: ask first, then touch
-                at[i] = self.off + (self.random_u64() % self.lines) * LINE
-                __builtin_prefetch(self.arena.base + at[i], 1)
+                at[i] = self.off + (((self.random_u64() >> 32) * self.lines) >> 32) * LINE
+                self.arena.expect(at[i])
         for i in range(b.n):
             if self.lines:
                 p = <uint64_t*>self.arena.write(at[i], LINE)
@@ -250,32 +273,32 @@ def delays(ActivePath path not None, NativeFunction app not None, Burst burst no
         raise RuntimeError("outputs did not leave")
 
 
-def echo(ShmRing ring not None, uint64_t until_ns):
+def echo(Channel channel not None, uint64_t until_ns):
     """Copy out and answer every ping until `until_ns`; ends early at any other message. Returns how many."""
-    cdef ShmMessage m
+    cdef Message m
     cdef uint8_t pong[PONG_BYTES]
     cdef uint64_t n = 0
     cdef int r
     memset(pong, 0, PONG_BYTES)
     with nogil:
         while monotonic_ns() < until_ns:
-            r = ring.pop(&m)
+            r = channel.pop(&m)
             if r < 0:
                 break
             if r == 0:
                 continue
             if m.kind != PING:
-                ring.put_back(&m)
+                channel.put_back(&m)
                 break
-            ring.push(PONG, pong, PONG_BYTES)
+            channel.push(PONG, pong, PONG_BYTES)
             n += 1
     return n
 
 
-def ping(ShmRing ring not None, uint64_t nbytes, uint32_t window, uint64_t rounds, uint64_t until_ns, uint32_t[::1] took=None):
+def ping(Channel channel not None, uint64_t nbytes, uint32_t window, uint64_t rounds, uint64_t until_ns, uint32_t[::1] took=None):
     """Send pings of `nbytes` bytes, at most `window` unanswered, until `rounds` are answered or `until_ns`; then wait for the
     answers. With a window of 1, `took` gets each round trip in ns. Returns how many. Raises RuntimeError when the peer ends."""
-    cdef ShmMessage m
+    cdef Message m
     cdef uint64_t sent = 0, answered = 0, began = 0, now
     if not 0 < nbytes <= PING_BYTES_MAX:
         raise ValueError(f"a ping of {nbytes} bytes")
@@ -289,9 +312,9 @@ def ping(ShmRing ring not None, uint64_t nbytes, uint32_t window, uint64_t round
             if more and sent - answered < window:
                 if sent == answered:
                     began = now
-                if ring.push(PING, &data[0], nbytes) == 1:
+                if channel.push(PING, &data[0], nbytes) == 1:
                     sent += 1
-            r = ring.pop(&m)
+            r = channel.pop(&m)
             if r < 0 or (r == 1 and m.kind != PONG):
                 r = -1
                 break
@@ -299,8 +322,7 @@ def ping(ShmRing ring not None, uint64_t nbytes, uint32_t window, uint64_t round
                 if took is not None and window == 1 and <Py_ssize_t>answered < took.shape[0]:
                     took[answered] = <uint32_t>(monotonic_ns() - began)
                 answered += 1
-            if ring.wait_at != ring.wait_end:
-                ring.drain()
+            channel.drain()
             if not more and sent == answered:
                 break
     if r < 0:

@@ -11,10 +11,11 @@ from nfckpt.bench.pair import Pair
 from nfckpt.bench.slices import pairs
 from nfckpt.bench.work import NAT, nat_frames, segments, teach
 from nfckpt.native.nat import NativeNat
+from nfckpt.native.patience import Patience
 
 KEYS = ("drain_ratio",)
 BURST, FLOWS, BACKLOG = 32, 1024, 1000
-IDLE_NS = 20_000
+IDLE_US = 20
 
 
 def measure(scale: Scale) -> list[Figure]:
@@ -30,8 +31,8 @@ def measure(scale: Scale) -> list[Figure]:
             pair.ask("hold")
             first, began = pair.engine.epoch, time.monotonic_ns()
             s.generator.limit = s.generator.made + backlog * BURST
-            pair.path.run(app, pair.burst, BURST, began + 10**10, IDLE_NS)
-            epochs, made_ns = pair.engine.epoch - first, time.monotonic_ns() - began - IDLE_NS
+            pair.path.run(app, pair.burst, BURST, began + 10**10, Patience(IDLE_US, 0))
+            epochs, made_ns = pair.engine.epoch - first, time.monotonic_ns() - began - IDLE_US * 1000
             drained_ns = pair.ask("drain", epoch=pair.engine.epoch - 1)["ns"]
             pair.drain()
             return epochs * 1e9 / drained_ns, epochs * 1e9 / made_ns

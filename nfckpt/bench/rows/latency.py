@@ -39,7 +39,7 @@ def measure(scale: Scale) -> list[Figure]:
         def round_trip() -> float:
             pair.protect(True)
             trips = np.zeros(1 << 16, np.uint32)
-            pair.pings(nbytes, 1, scale.slice_s / 4, trips)
+            pair.pings(nbytes, 1, max(0.01, scale.slice_s / 4), trips)
             return float(np.median(trips[trips > 0]))
 
         both = pairs(lambda: median(True) - median(False), round_trip, scale.pairs, seconds=scale.seconds, pids=[pair.child.pid], tick=scale.tick)

@@ -30,7 +30,8 @@ def measure(scale: Scale) -> list[Figure]:
 
         def sync() -> float:
             pair.drain()
-            pair.path.writer.restart_sync()
+            pair.ask("blank")
+            pair.path.sync.begin()
             began = time.monotonic()
             pair.path.sync_pages = True
             while pair.path.sync_pages:

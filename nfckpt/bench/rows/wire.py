@@ -17,14 +17,15 @@ from nfckpt.bench.loopback import Loopback
 from nfckpt.bench.pair import SECRET
 from nfckpt.bench.work import FRAME_BYTES, NAT, nat_frames, segments, teach
 from nfckpt.native.nat import NativeNat
-from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions, TcpTransport
+from nfckpt.native.tcp_channel import TcpChannel
+from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 
 KEYS = ("wire_ratio", "wire_frame_ratio")
 BURST, FLOWS = 32, 1024
 TCPI_BYTES_ACKED = 120          # offset in struct tcp_info of linux/tcp.h
 
 
-def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
+def tcp_pair() -> tuple[TcpChannel, TcpChannel]:
     """A channel over loopback, both ends."""
     options = TcpOptions(SECRET)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -40,7 +41,7 @@ def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
         return here, there
 
 
-def bytes_acked(end: TcpTransport) -> int:
+def bytes_acked(end: TcpChannel) -> int:
     """Payload bytes of this end that the kernel delivered."""
     with socket.socket(fileno=socket.dup(end.fileno())) as sock:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
