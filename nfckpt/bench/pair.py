@@ -88,13 +88,14 @@ class Slice:
 
 class Pair:
     """`app` over `ports`. `tap`: port forms (as in a config) of the standby, with the fds it inherits; else it taps nothing.
+    `share_cpu`: an idle standby yields its CPU to others.
 
     Raises UnavailableError where memory or CPUs do not suffice, PeerError when the child ends.
     """
 
     def __init__(self, app: NativeFunction | NetworkFunction, ports: Sequence[Port], *, arena_bytes: int, burst: int = 32,
                  window: int = 256, ring_bytes: int = 4 << 20, pages_max: int = 0, tap: Sequence[dict[str, Any]] = (),
-                 tap_fds: Sequence[int] = (), skew_ms: int = 0) -> None:
+                 tap_fds: Sequence[int] = (), skew_ms: int = 0, share_cpu: bool = False) -> None:
         if 5 * arena_bytes // 2 > free_bytes():
             raise UnavailableError(f"two arenas of {arena_bytes >> 20} MiB need more memory than is free", "close something, or use --quick")
         self._stack = contextlib.ExitStack()
@@ -115,7 +116,7 @@ class Pair:
                                          "epochs_outstanding_max": window, "hold_us_max": 0, "cpu_active": here, "cpu_standby": there}
         try:
             self._start({"cpu": there, "arena_bytes": self.arena.size, "ring_bytes": ring_bytes, "ports": len(ports),
-                         "tap": list(tap), "skew_ms": skew_ms, "sync": pages_max > 0}, tap_fds)
+                         "tap": list(tap), "skew_ms": skew_ms, "sync": pages_max > 0, "share_cpu": share_cpu}, tap_fds)
         except BaseException:
             self.close()
             raise
@@ -270,10 +271,11 @@ def standby(spec: dict[str, Any]) -> None:
     while (ring := attempt.poll()) is None:
         time.sleep(0.0005)
     core = _follow(spec, tap, arena, ring, 1)
+    patience = Patience(50, 1 << 40) if spec["share_cpu"] else SPIN
     gc.collect()
     gc.disable()
     while ring.closed is None:
-        if core.run(time.monotonic_ns() + 5 * MS, SPIN) == WHY_MAIL and not echo(ring, time.monotonic_ns() + 5 * MS):
+        if core.run(time.monotonic_ns() + 5 * MS, patience) == WHY_MAIL and not echo(ring, time.monotonic_ns() + 5 * MS):
             _stuck(core, ring)
         if select.select([0], [], [], 0)[0]:
             line = sys.stdin.buffer.readline()
