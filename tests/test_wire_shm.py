@@ -466,6 +466,62 @@ def test_writer_dies_in_the_middle_of_a_message(start: Callable[..., tuple[subpr
     t.close()
 
 
+def test_a_record_torn_by_death_was_never_there() -> None:
+    """The writer dies before it publishes: half a record lies in its ring, beyond its write position."""
+    a, b = ring_pair()
+    watch, life = socket.socketpair()
+    there = ShmRing(b.tx, b.rx, tx_keys=KEYS[1], rx_keys=KEYS[0], sock=watch.fileno())
+    a.send(1, b"whole")
+    poke(a.tx, 4096 + 64, record(b"y" * 200, seq=1)[:100])
+    life.close()
+    assert there.peer_is_gone() and there.recv() == (1, b"whole") and there.closed is None
+    assert there.recv() is None and there.closed == "the peer's process is dead"
+    watch.close()
+
+
+def test_replayed_and_reordered_records() -> None:
+    for records in ((0, 0), (0, 2), (0, 1, 0)):
+        a, b = ring_pair()
+        raw = b"".join(record(b"%d" % seq, seq=seq) for seq in records)
+        poke(a.tx, 4096, raw)
+        poke(a.tx, 64, len(raw).to_bytes(8, "little"))
+        got = [b.recv() for _ in records]
+        assert got[-1] is None and all(got[:-1]) and b.closed == "a record is out of sequence", records
+
+
+def test_a_segment_left_by_a_dead_process() -> None:
+    """Its memfd outlives it in whoever holds a descriptor: no new session takes it, and what it said whole in its own is still read."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            left = Segment.create(4096, SESSION, 1)
+            mine = Segment.create(4096, SESSION, 2)         # stands in for the reader's: nothing was read
+            ring = ShmRing(left, Segment.open(mine.fd, SESSION, 2, 4096), tx_keys=KEYS[0], rx_keys=KEYS[1])
+            ring.send(7, b"last words")
+            socket.send_fds(theirs, [b"x"], [left.fd])
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    _, (fd,), _, _ = socket.recv_fds(ours, 16, 1)
+    os.waitpid(pid, 0)
+    theirs.close()
+    try:
+        with pytest.raises(PeerError, match="another session"):
+            Segment.open(fd, bytes(16), 1, 4096)
+        with pytest.raises(PeerError, match="role"):
+            Segment.open(fd, SESSION, 2, 4096)
+        ring = ShmRing(Segment.create(4096, SESSION, 2), Segment.open(fd, SESSION, 1, 4096), tx_keys=KEYS[1], rx_keys=KEYS[0],
+                       sock=ours.fileno())
+        assert ring.recv() == (7, b"last words")
+        assert ring.recv() is None and ring.peer_is_gone()
+        assert ring.recv() is None and ring.closed == "the peer's process is dead"
+        ring.close()
+    finally:
+        os.close(fd)
+        ours.close()
+
+
 def test_a_sleeping_reader_is_woken_by_death_and_by_last_words(
         start: Callable[..., tuple[subprocess.Popen[str], ShmTransport]]) -> None:
     _, t = start("exit")

@@ -28,6 +28,7 @@ class Follower(Shell):
         b = self.bounds
         self._warm()                # before the hello: from then on the active holds its output for our acks
         self.arena = Arena(b.arena_bytes)
+        self.arena.populate()       # a sync would wait for each page: the kernel takes longer to make one than the channel to fill it
         self.clock = PairClock()
         tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
                   b.gate_frames_max * 2, b.gate_bytes_max * 2)

@@ -175,8 +175,11 @@ cdef class ActivePath:
         return True
 
     cdef void push(self) noexcept nogil:
-        """Hand on what is staged, and what the channel still has of before."""
+        """Hand on what is staged. Behind a record that the channel has only half handed on, the next waits here rather than in its
+        backlog: there it would be copied once more."""
         while self.staging.count:
+            if self.channel.waiting() and not self.channel.drain():
+                return
             if self.channel.push(KIND_EPOCH, self.staging.oldest(), self.staging.nbytes[self.staging.first]) != 1:
                 break
             self.engine.took(self.staging.pop())

@@ -22,6 +22,8 @@ cdef class Channel:
     cdef uint64_t inbox_cap
 
     cdef int push(self, int kind, const uint8_t* data, uint64_t n) noexcept nogil
+    cdef uint8_t* reserve(self, uint64_t n) noexcept nogil
+    cdef void publish(self, int kind, uint64_t n) noexcept nogil
     cdef int drain(self) noexcept nogil
     cdef uint64_t waiting(self) noexcept nogil
     cdef int pop(self, Message* m) noexcept nogil

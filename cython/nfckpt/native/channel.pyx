@@ -10,13 +10,16 @@ Who calls       One thread a process, the one that polls. Nothing blocks, takes 
 
 push            1: taken whole, copied. 0: no room now, nothing was taken; or the channel has ended. -1: longer than
                 message_bytes_max, nothing was taken. A channel may hold what it took until `drain`.
+reserve         Room for one message of n bytes, to be written in place and sent by `publish` before anything else is pushed; NULL: not
+                here or not now, use push. So a record is built where the peer reads it and nowhere else: no byte of it moves twice.
 drain           Hand on what waits, as far as there is room; 1 when nothing waits. Once at the end of each turn of the
                 loop: a TCP channel seals all that a turn has pushed into one record and makes one system call.
 waiting         Bytes taken and not handed on yet, framing included.
 pop             1: a message, in memory that no peer can write, at a multiple of 8, the caller's to change until the next pop. 0: nothing
                 now. -1: the channel has ended, and everything that came whole before was given out.
 put_back        The message just popped is for somebody else (Python): the next pop or `recv` gives it again.
-pushed_to       Where the message pushed last ends, in the terms of `read_by_peer`; UINT64_MAX while a part of it still waits here.
+pushed_to       Where the message pushed last ends, in the terms of `read_by_peer`; UINT64_MAX while it waits here and cannot have been
+                read. 1 where the channel does not tell.
 read_by_peer    How far the peer has read. Final once it is dead, so what lies beyond was never acted on. UINT64_MAX: the
                 channel does not tell (TCP), it may have read everything.
 announce_sleep  The caller is about to block on `fileno()`. 0: do not, there is something to do. `awake` ends it.
@@ -25,6 +28,7 @@ An implementation writes these, sets `reason` to 0 once it is open, and names it
 """
 from nfckpt.errors import ConfigError
 
+from nfckpt.native.arena cimport CHECK
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport free, malloc
@@ -54,6 +58,12 @@ cdef class Channel:
 
     cdef int push(self, int kind, const uint8_t* data, uint64_t n) noexcept nogil:
         return 0
+
+    cdef uint8_t* reserve(self, uint64_t n) noexcept nogil:
+        return NULL
+
+    cdef void publish(self, int kind, uint64_t n) noexcept nogil:
+        CHECK(False)                    # what reserve did not give
 
     cdef int drain(self) noexcept nogil:
         return 1

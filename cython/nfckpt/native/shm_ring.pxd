@@ -37,6 +37,8 @@ cdef class ShmRing(Channel):
 
     cdef void look_for_death(self) noexcept nogil
     # inside
+    cdef void _publish(self, int kind, uint64_t n, uint64_t left) noexcept nogil
+    cdef uint8_t* _place(self) noexcept nogil
     cdef int _record(self, int kind, const uint8_t* data, uint64_t left, uint64_t* put) noexcept nogil
     cdef int _keep(self, int kind, const uint8_t* data, uint64_t n) noexcept nogil
     cdef int _take(self, Message* m) noexcept nogil

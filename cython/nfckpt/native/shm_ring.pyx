@@ -77,6 +77,10 @@ cdef _keys(uint64_t* out, bytes keys):
         out[i] = words[i] or 1          # nf_hash wants no zero word
 
 
+cdef inline uint64_t _pad(uint64_t n) noexcept nogil:
+    return (n + 31) & ~<uint64_t>31
+
+
 cdef class ShmRing(Channel):
     """One end. `tx` is our own Segment, `rx` the peer's, opened; both are closed with the ring.
 
@@ -135,28 +139,43 @@ cdef class ShmRing(Channel):
 
     cdef int _record(self, int kind, const uint8_t* data, uint64_t left, uint64_t* put) noexcept nogil:
         """Write the next record of a message with `left` bytes to go. 1 and `put`, or 0: no room."""
-        cdef ShmRecord r
         cdef uint64_t n = left if left < self.tx_chunk else self.tx_chunk
-        cdef uint64_t need = HDR + ((n + 31) & ~<uint64_t>31)
-        cdef uint8_t* p
-        if not self._room(need):
+        if not self._room(HDR + _pad(n)):
             return 0
+        if n:
+            memcpy(self._place(), data, n)
+        self._publish(kind, n, left)
+        put[0] = n
+        return 1
+
+    cdef uint8_t* reserve(self, uint64_t n) noexcept nogil:
+        if self.reason or self.tx_reason or self.wait_at != self.wait_end or n > self.tx_chunk or n > self.message_bytes_max:
+            return NULL
+        return self._place() if self._room(HDR + _pad(n)) else NULL
+
+    cdef void publish(self, int kind, uint64_t n) noexcept nogil:
+        self._publish(kind, n, n)
+        self.bytes_sent += n
+
+    cdef uint8_t* _place(self) noexcept nogil:
+        """Where the payload of the next record goes. Our own segment: the peer's mapping of it is read-only."""
+        return self.tx.ring + (self.head & self.tx_mask) + HDR
+
+    cdef void _publish(self, int kind, uint64_t n, uint64_t left) noexcept nogil:
+        """The next record's n bytes are in place: put its head before them and let the peer see it."""
+        cdef ShmRecord r
+        cdef uint8_t* p = self._place()
         r.len = <uint32_t>n
         r.kind = <uint8_t>kind
         r.zero[0] = r.zero[1] = r.zero[2] = 0
         r.seq = self.tx_seq
         r.left = left
-        r.check = nf_hash(self.tx_keys, nf_hash(self.tx_keys, r.seq, <uint8_t*>&r, 24), data, <uint32_t>n)
-        p = self.tx.ring + (self.head & self.tx_mask)
-        memcpy(p, &r, HDR)
-        if n:
-            memcpy(p + HDR, data, n)
+        r.check = nf_hash(self.tx_keys, nf_hash(self.tx_keys, r.seq, <uint8_t*>&r, 24), p, <uint32_t>n)
+        memcpy(p - HDR, &r, HDR)
         self.tx_seq += 1
-        self.head += need
+        self.head += HDR + _pad(n)
         nf_release(&self.tx.h.head, self.head)
         self._ring_if(WANT_DATA)
-        put[0] = n
-        return 1
 
     cdef bint _room(self, uint64_t need) noexcept nogil:
         cdef uint64_t tail
@@ -287,7 +306,7 @@ cdef class ShmRing(Channel):
         cdef uint8_t* p = self.rx.ring + (self.tail & self.rx_mask)
         cdef uint64_t need
         memcpy(&r, p, HDR)
-        need = HDR + ((<uint64_t>r.len + 31) & ~<uint64_t>31)
+        need = HDR + _pad(r.len)
         if r.seq != self.rx_seq:
             self.reason = BAD_SEQ
         elif (r.len > self.rx_chunk or need > self.seen_head - self.tail or r.zero[0] | r.zero[1] | r.zero[2]

@@ -22,7 +22,8 @@ cdef extern from "sys/mman.h" nogil:
 
 cdef enum:
     MADV_POPULATE_WRITE = 23        # Linux 5.14; older kernels fault the pages in at the first records
-    KEEP_BYTES = 1 << 20
+    READY_BYTES = 1 << 20           # of each slot, taken at once: longer than the usual record
+    KEEP_BYTES = 4 << 20            # of each slot, kept once it was used
 
 
 cdef class Staging:
@@ -37,7 +38,7 @@ cdef class Staging:
             raise StateError(f"no room to stage {SLOTS} records of {slot_bytes} bytes", "lower arena_bytes or gate_bytes_max")
         self.mem, self.slot_bytes = <uint8_t*>p, slot_bytes
         for i in range(<uint32_t>SLOTS):
-            madvise(self.mem + i * slot_bytes, min(slot_bytes, <uint64_t>KEEP_BYTES), MADV_POPULATE_WRITE)
+            madvise(self.mem + i * slot_bytes, min(slot_bytes, <uint64_t>READY_BYTES), MADV_POPULATE_WRITE)
 
     def __dealloc__(self):
         if self.mem != NULL:

@@ -118,7 +118,7 @@ cdef class StandbyPath:
         self.now_ns = r.h.now_ns
         self.commit_ns = now
         if self.has_channel:
-            self.ack_head[r.h.epoch % ACKS] = UINT64_MAX        # the active has not read it
+            self.ack_head[r.h.epoch % ACKS] = UINT64_MAX        # unsent
             if not self.silent:
                 self.fill_ack(&ack, r.h.epoch, now)
                 self.channel.push(KIND_ACK, <uint8_t*>&ack, ACK_BYTES)
@@ -147,7 +147,7 @@ cdef class StandbyPath:
             return int(UINT64_MAX)
         read = self.channel.read_by_peer()
         for epoch in range(self.epoch, max(0, <int64_t>self.epoch - ACKS), -1):
-            if self.ack_head[epoch % ACKS] and self.ack_head[epoch % ACKS] <= read:
+            if 0 < self.ack_head[epoch % ACKS] <= read and self.ack_head[epoch % ACKS] != UINT64_MAX:
                 return int(self.ack_seq[epoch % ACKS])
         return 0
 
