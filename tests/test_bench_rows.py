@@ -54,7 +54,7 @@ def test_every_key_has_a_target_and_every_target_a_row() -> None:
 def test_rows_are_chosen_by_name_or_key() -> None:
     assert select([]) == list(ROWS)
     assert select(["vs_redis", "pause_us_p99"]) == ["checkpoints", "versus"]
-    with pytest.raises(ConfigError, match="no row 'fast'.*--list"):
+    with pytest.raises(ConfigError, match=r"no row 'fast'.*--list"):
         select(["fast"])
 
 
@@ -108,7 +108,7 @@ def test_only_the_counted_epochs_are_whole() -> None:
             s.generator.limit = s.generator.made + frames
             pair.run(0.02)
             app.watch(None, 0)
-            assert app.whole == whole + (frames == 0)
+            assert app.whole == whole
 
 
 def test_pairs_measure_disturbed_slices_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.bench import fault_in
 from nfckpt.native.burst import Burst
+from nfckpt.native.channel import Channel
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
@@ -24,7 +25,6 @@ from nfckpt.native.port import Port
 from nfckpt.native.standby_path import StandbyPath
 from nfckpt.state.state import State
 from nfckpt.wire import kinds
-from nfckpt.native.channel import Channel
 
 __all__ = ["Loopback"]
 
@@ -63,14 +63,15 @@ class Loopback:
         if staged is None:
             return
         self.last = bytes(staged)
-        record = memoryview(bytearray(self.last))
+        record: memoryview = memoryview(bytearray(self.last))
         if self.channel is not None:
             record = self._carry(0, kinds.EPOCH, self.last)
         self.path.shipped()
         self.standby.commit(record, time.monotonic_ns())
-        ack: bytes | memoryview = self.standby.ack(self.standby.epoch, time.monotonic_ns())
+        said = self.standby.ack(self.standby.epoch, time.monotonic_ns())
+        ack: bytes | memoryview = said
         if self.channel is not None:
-            ack = self._carry(1, kinds.ACK, ack)
+            ack = self._carry(1, kinds.ACK, said)
         self.path.on_ack(ack, time.monotonic_ns(), True)
         self.agent.gate.release()
 

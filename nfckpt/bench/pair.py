@@ -40,6 +40,7 @@ from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.bench import echo, fault_in, ping
 from nfckpt.native.burst import Burst
+from nfckpt.native.channel import Channel
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
@@ -50,7 +51,8 @@ from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction
 from nfckpt.ports import open_port
 from nfckpt.state.state import State
-from nfckpt.wire.shm import ShmConnect, ShmOptions, ShmTransport
+from nfckpt.wire.shm import ShmConnect, ShmOptions
+from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 
 __all__ = ["SECRET", "SPIN", "Pair", "Slice", "cpus"]
 
@@ -88,14 +90,14 @@ class Slice:
 
 class Pair:
     """`app` over `ports`. `tap`: port forms (as in a config) of the standby, with the fds it inherits; else it taps nothing.
-    `share_cpu`: an idle standby yields its CPU to others.
+    `share_cpu`: an idle standby yields its CPU to others. `tcp`: the channel is TCP over loopback, sealed, not shared memory.
 
     Raises UnavailableError where memory or CPUs do not suffice, PeerError when the child ends.
     """
 
     def __init__(self, app: NativeFunction | NetworkFunction, ports: Sequence[Port], *, arena_bytes: int, burst: int = 32,
                  window: int = 256, ring_bytes: int = 4 << 20, pages_max: int = 0, tap: Sequence[dict[str, Any]] = (),
-                 tap_fds: Sequence[int] = (), skew_ms: int = 0, share_cpu: bool = False) -> None:
+                 tap_fds: Sequence[int] = (), skew_ms: int = 0, share_cpu: bool = False, tcp: bool = False) -> None:
         if 5 * arena_bytes // 2 > free_bytes():
             raise UnavailableError(f"two arenas of {arena_bytes >> 20} MiB need more memory than is free", "close something, or use --quick")
         self._stack = contextlib.ExitStack()
@@ -112,23 +114,28 @@ class Pair:
         self.agent = Agent(list(ports), self.arena, self.gate, SECRET, names_max=1 << 14)
         self.engine = Engine(Bounds(epochs_outstanding_max=window, names_max=1 << 14))
         self.path = ActivePath(self.agent, self.engine, EpochWriter(SECRET), pages_max)
-        self.settings: dict[str, Any] = {"arena_bytes": self.arena.size, "burst": burst, "channel": "shared memory", "ring_bytes": ring_bytes,
+        self.settings: dict[str, Any] = {"arena_bytes": self.arena.size, "burst": burst, "channel": "tcp" if tcp else "shared memory", "ring_bytes": ring_bytes,
                                          "epochs_outstanding_max": window, "hold_us_max": 0, "cpu_active": here, "cpu_standby": there}
         try:
             self._start({"cpu": there, "arena_bytes": self.arena.size, "ring_bytes": ring_bytes, "ports": len(ports),
-                         "tap": list(tap), "skew_ms": skew_ms, "sync": pages_max > 0, "share_cpu": share_cpu}, tap_fds)
+                         "tap": list(tap), "skew_ms": skew_ms, "sync": pages_max > 0, "share_cpu": share_cpu, "port": 0, "tcp": tcp}, tap_fds)
         except BaseException:
             self.close()
             raise
 
     def _start(self, spec: dict[str, Any], fds: Sequence[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        attempt: ShmConnect | TcpListener = ShmConnect(ours, ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=60_000))
+        if spec["tcp"]:
+            attempt.close()
+            server = socket.create_server(("127.0.0.1", 0))
+            spec["port"] = server.getsockname()[1]
+            attempt = TcpListener(server, TcpOptions(SECRET))
         with theirs:
             spec["fd"] = theirs.fileno()
             self.child = subprocess.Popen([sys.executable, "-m", "nfckpt.bench.pair", json.dumps(spec)], stdin=subprocess.PIPE,
                                           stdout=subprocess.PIPE, pass_fds=[theirs.fileno(), *fds])
         self._stack.callback(self._end_child)
-        attempt = ShmConnect(ours, ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=60_000))
         try:
             while (ring := attempt.poll()) is None:
                 if self.child.poll() is not None:
@@ -136,7 +143,7 @@ class Pair:
                 time.sleep(0.0005)
         finally:
             attempt.close()
-        self.ring: ShmTransport = ring
+        self.ring: Channel = ring
         self._stack.callback(ring.close)
         self.path.begin(1, 1, time.monotonic_ns())
         self.path.attach(ring)
@@ -232,6 +239,17 @@ class Pair:
         self.drain()
         return Slice(time.monotonic() - began, time.thread_time() - cpu, self.agent.handed_out - frames, self.path.commits - epochs)
 
+    def record_bytes(self) -> int:
+        """Bytes of the record of one whole burst."""
+        self.drain()
+        sent = self.ring.bytes_sent
+        while self.agent.rx_burst(self.burst, self.burst_frames) == 0:
+            pass
+        self.app.process(self.burst, time.monotonic_ns())       # type: ignore[union-attr]
+        self.agent.finish(self.burst)
+        self.drain()
+        return int(self.ring.bytes_sent - sent)
+
     def pings(self, nbytes: int, window: int, seconds: float, took: Any = None) -> float:
         """Bare records of `nbytes` bytes that the child copies out and answers: how many a second."""
         began = time.monotonic()
@@ -267,7 +285,12 @@ def standby(spec: dict[str, Any]) -> None:
         tap.poll(time.monotonic_ns())
         tap.open()
         tap.whole()
-    attempt = ShmConnect(socket.socket(fileno=spec["fd"]), ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=60_000), role="acceptor")
+    attempt: ShmConnect | TcpConnect
+    if spec["tcp"]:
+        attempt = TcpConnect(("127.0.0.1", spec["port"]), TcpOptions(SECRET))
+    else:
+        attempt = ShmConnect(socket.socket(fileno=spec["fd"]), ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=60_000), role="acceptor")
+    ring: Channel | None
     while (ring := attempt.poll()) is None:
         time.sleep(0.0005)
     core = _follow(spec, tap, arena, ring, 1)
@@ -287,7 +310,7 @@ def standby(spec: dict[str, Any]) -> None:
             print(json.dumps(_obey(core, command)), flush=True)
 
 
-def _follow(spec: dict[str, Any], tap: Tap | None, arena: Arena, ring: ShmTransport, epoch: int) -> StandbyPath:
+def _follow(spec: dict[str, Any], tap: Tap | None, arena: Arena, ring: Channel, epoch: int) -> StandbyPath:
     core = StandbyPath(tap, arena, SECRET, time.monotonic_ns(), spec["ports"])
     core.begin(1, 1, epoch)
     core.attach(ring)
@@ -295,7 +318,7 @@ def _follow(spec: dict[str, Any], tap: Tap | None, arena: Arena, ring: ShmTransp
     return core
 
 
-def _stuck(core: StandbyPath, ring: ShmTransport) -> None:
+def _stuck(core: StandbyPath, ring: Channel) -> None:
     """A record that the loop left to us: refused, or the tap is full for now."""
     if core.divergent_epoch:
         raise PeerError(f"divergent at epoch {core.divergent_epoch}")
@@ -318,7 +341,7 @@ def _obey(core: StandbyPath, command: dict[str, Any]) -> dict[str, Any]:
     if command["do"] != "state":
         return {}
     tap = core.tap
-    return {"digest": hashlib.sha256(core.arena.view()[:command["used"]]).hexdigest(), "epoch": core.epoch,
+    return {"digest": hashlib.sha256(memoryview(core.arena.view()[:command["used"]])).hexdigest(), "epoch": core.epoch,
             "tap": tap.counters() if tap is not None else {},
             "drops": sum(port.counters()["rx_ring_drops"] for port in tap.ports) if tap is not None else 0}
 

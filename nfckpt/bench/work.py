@@ -29,7 +29,7 @@ INSIDE_MAC = "02:6e:66:00:00:01"
 def _checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xffff) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xffff
+    return int(~(total + (total >> 16)) & 0xffff)
 
 
 def udp_frame(src_port: int, nbytes: int = FRAME_BYTES) -> bytes:

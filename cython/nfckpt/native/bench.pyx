@@ -291,6 +291,7 @@ def echo(Channel channel not None, uint64_t until_ns):
                 channel.put_back(&m)
                 break
             channel.push(PONG, pong, PONG_BYTES)
+            channel.drain()
             n += 1
     return n
 

@@ -8,7 +8,7 @@ WHY_MAIL: int
 WHY_IDLE: int
 
 class StandbyPath:
-    tap: Tap
+    tap: Tap | None
     arena: Arena
     session: int
     term: int
@@ -24,7 +24,7 @@ class StandbyPath:
     last_page: bool
     epochs: int
     divergent_epoch: int
-    def __init__(self, tap: Tap, arena: Arena, secret: bytes, now: int) -> None: ...
+    def __init__(self, tap: Tap | None, arena: Arena, secret: bytes, now: int, n_ports: int = ...) -> None: ...
     def begin(self, session: int, term: int, epoch: int) -> None: ...
     def attach(self, channel: Channel | None) -> None: ...
     @property

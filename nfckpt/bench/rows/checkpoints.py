@@ -8,6 +8,7 @@ B   records of the same size that the standby's process only copies out and answ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Rate:
     pause_us_p99: float
 
 
-def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str, object], int]:
+def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str, Any], int]:
     """(both arms, digest, settings, bytes of a record)."""
     arena_bytes = scale.small(1 << 30, 1 << 20)
     app = line_writer(arena_bytes)
@@ -38,9 +39,7 @@ def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str
             app, s.ports, arena_bytes=arena_bytes, burst=BURST, window=WINDOW, tap=s.tap if tap else (), tap_fds=s.fds if tap else (),
             skew_ms=SKEW_MS if tap else 0) as pair:
         pair.run(0.01)
-        epochs, sent = pair.path.commits, pair.ring.bytes_sent
-        pair.run(0.01)
-        nbytes = (pair.ring.bytes_sent - sent) // max(1, pair.path.commits - epochs)
+        nbytes = pair.record_bytes()
 
         def whole() -> Rate:
             before = app.whole
@@ -79,7 +78,7 @@ def copy_us(lines: int) -> float:
 def measure(scale: Scale) -> list[Figure]:
     both, digest, settings, nbytes = rates(scale, tap=False)
     copy = copy_us(BURST)
-    common = {"digest": digest, "settings": settings}
+    common: dict[str, Any] = {"digest": digest, "settings": settings}
     return [
         Figure.of("checkpoints_per_s", both.spread(lambda a, _: a.counted_per_s), limit=both.spread(lambda _, b: b).median,
                   limit_what=BARE.format(nbytes), **common),

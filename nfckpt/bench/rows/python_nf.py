@@ -42,20 +42,23 @@ class PythonPair(Pair):
                 app.on_burst(burst, ctx)
                 agent.finish(burst)
 
-    def teach(self) -> None:
-        for port, frame in neighbours():
-            self.burst.push(frame, port)
-        parse_burst(self.burst)
-        ctx = AppContext(self.agent, PairClock())
-        ctx.tick(time.monotonic_ns())
-        self.app.on_burst(self.burst, ctx)
-        self.burst.reset()
+
+
+def teach(app: Nat, pair: Pair) -> None:
+    """The app hears its neighbours, as work.teach lets a native one."""
+    for port, frame in neighbours():
+        pair.burst.push(frame, port)
+    parse_burst(pair.burst)
+    ctx = AppContext(pair.agent, PairClock())
+    ctx.tick(time.monotonic_ns())
+    app.on_burst(pair.burst, ctx)
+    pair.burst.reset()
 
 
 def measure(scale: Scale) -> list[Figure]:
     app = Nat(**NAT)
     with segments(nat_frames(scale.small(FLOWS, 64)), 2) as s, PythonPair(app, s.ports, arena_bytes=app.config.arena_bytes, burst=BURST) as pair:
-        pair.teach()
+        teach(app, pair)
 
         def arm(protected: bool) -> Slice:
             pair.protect(protected)
