@@ -341,7 +341,7 @@ def _obey(core: StandbyPath, command: dict[str, Any]) -> dict[str, Any]:
     if command["do"] != "state":
         return {}
     tap = core.tap
-    return {"digest": hashlib.sha256(memoryview(core.arena.view()[:command["used"]])).hexdigest(), "epoch": core.epoch,
+    return {"digest": hashlib.sha256(core.arena.view()[:command["used"]].data).hexdigest(), "epoch": core.epoch,
             "tap": tap.counters() if tap is not None else {},
             "drops": sum(port.counters()["rx_ring_drops"] for port in tap.ports) if tap is not None else 0}
 

@@ -102,10 +102,11 @@ def run(names: Sequence[str], seconds: float, as_json: bool) -> int:
     console.print(f"{took:.0f} s. Medians of pairs of slices, in brackets their quartiles; held: slices measured again because the CPUs were "
                   "somebody else's, ! where too few others were left.")
     for f in figures:
+        limit = [] if f.limit is None else [f"limit {f.limit:,.{2 if f.limit < 100 else 0}f} {f.limit_what}"]
+        console.print(f"{f.key}: " + "; ".join(limit + ([f.note] if f.note else [])), markup=False)
         if f.settings:
-            console.print(f"{f.key}: " + ", ".join(f"{name} {value}" for name, value in f.settings.items()) + f", digest {f.digest[:16]}", style="dim")
-        if f.note:
-            console.print(f"{f.key}: {f.note}", markup=False)
+            console.print("    " + ", ".join(f"{name} {value}" for name, value in f.settings.items()) + f", digest {f.digest[:16]}", style="dim",
+                          markup=False)
     for row, text in errors.items():
         console.print(f"error: {row}: {text}", style="red", markup=False)
     return 1 if errors else 0
@@ -115,8 +116,7 @@ def table(figures: Sequence[Figure]) -> Table:
     """One line a figure."""
     from rich.table import Table
     out = Table(box=None, pad_edge=False)
-    for column, right in (("key", False), ("value", True), ("quartiles", True), ("", False), ("target", True), ("", False), ("limit beside it", False),
-                          ("held", True)):
+    for column, right in (("key", False), ("value", True), ("quartiles", True), ("", False), ("target", True), ("", False), ("held", True)):
         out.add_column(column, justify="right" if right else "left", no_wrap=column in ("key", "value", "quartiles", "target"))
     for f in figures:
         target = TARGETS[f.key]
@@ -124,8 +124,7 @@ def table(figures: Sequence[Figure]) -> Table:
         value = "–" if f.value is None else f"{f.value:,.{d}f}"
         spread = f"[{f.spread[0]:,.{d}f} … {f.spread[1]:,.{d}f}]".replace("[", r"\[") if f.spread else ""
         met = {True: "[green]met[/green]", False: "[yellow]missed[/yellow]", None: ""}[f.met]
-        limit = "" if f.limit is None else f"{f.limit:,.{2 if f.limit < 100 else 0}f} {f.limit_what}"
-        out.add_row(f.key, value, spread, target.unit, str(target), met, limit, f"{f.rejected or ''}{'' if f.quiet else '!'}")
+        out.add_row(f.key, value, spread, target.unit, str(target), met, f"{f.rejected or ''}{'' if f.quiet else '!'}")
     return out
 
 
