@@ -1,5 +1,5 @@
 """How fast a standby works off what piled up while it was not reading: ten backlogs of 1,000 epochs of the native NAT, each made at
-the active's full speed (one burst an epoch, captured and in the ring), then drained.
+the active's full speed (one burst an epoch, captured and in the ring), then drained: names found in the tap, outputs registered and seen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def measure(scale: Scale) -> list[Figure]:
     app = NativeNat(**NAT)
     backlog = scale.small(BACKLOG, 50)
     with segments(nat_frames(FLOWS), 2, limit=1) as s, Pair(app, s.ports, arena_bytes=app.config.arena_bytes, burst=BURST, window=BACKLOG,
-                                                            ring_bytes=32 << 20) as pair:
+                                                            ring_bytes=32 << 20, tap=s.tap, tap_fds=s.fds, skew_ms=20) as pair:
         teach(app, time.monotonic_ns())
 
         def one() -> tuple[float, float]:
