@@ -8,7 +8,7 @@ WHY_MAIL: int
 WHY_IDLE: int
 
 class StandbyPath:
-    tap: Tap
+    tap: Tap | None
     arena: Arena
     session: int
     term: int
@@ -25,7 +25,7 @@ class StandbyPath:
     epochs: int
     divergent_epoch: int
     missing: bool
-    def __init__(self, tap: Tap, arena: Arena, secret: bytes, now: int, record_bytes_max: int = ...) -> None: ...
+    def __init__(self, tap: Tap | None, arena: Arena, secret: bytes, now: int, n_ports: int = ..., record_bytes_max: int = ...) -> None: ...
     def begin(self, session: int, term: int, epoch: int) -> None: ...
     def attach(self, channel: Channel | None) -> None: ...
     @property

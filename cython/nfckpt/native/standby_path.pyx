@@ -23,7 +23,8 @@ from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
 
 cdef enum:
-    BATCH = 64                  # records between two looks at the tap
+    BATCH = 16                  # records between two looks at the tap, and bursts of 256 a look reads of each port: what
+    LOOK = 32                   # the records of full bursts answer for. Less, and under load the ports' rings overflow
 
 cdef enum Why:
     TIME = 0
@@ -202,7 +203,7 @@ cdef class StandbyPath:
                 now = monotonic_ns()
                 if now >= until_ns:
                     break
-                n = self.tap.look(now, 8) if self.has_tap else 0
+                n = self.tap.look(now, LOOK) if self.has_tap else 0
                 if n < 0:
                     why = GONE
                     break
