@@ -38,16 +38,15 @@ FAULTS_MAX = 64
 PATIENCE_NS = 80 * MS           # a fault that waits for protection waits no longer
 
 POINTS = {                      # where a node stands between two steps; each is struck by a crash in every campaign
-    "active": ("effect", "heard", "may release", "released", "received", "in app", "kept", "done", "cut", "pushed", "idle",
-               "applied", "re-emitted"),
-    "standby": ("effect", "tapped", "committed", "idle", "claim", "fence", "settle"),
+    "active": ("effect", "heard", "may release", "released", "received", "in app", "kept", "done", "cut", "pushed", "idle"),
+    "standby": ("effect", "tapped", "committed", "idle", "claim", "fence", "settle", "applied", "re-emitted"),
 }
 
 FAULTS = {                      # name -> (weight, whom it strikes, only in profile hosts)
     "crash active": (8, Active, False), "crash standby": (3, Standby, False),
     "machine active": (4, Active, True), "machine standby": (2, Standby, True),
     "stop active": (3, Active, False), "stop standby": (2, Standby, False), "slow standby": (2, Standby, False),
-    "slow witness": (1, Active, False), "cut": (2, Active, True),
+    "app keeps frames": (1, Active, False), "slow witness": (1, Active, False), "cut": (2, Active, True),
     "stall out": (1, Active, True), "stall in": (1, Active, True), "stall": (1, Active, True),
     "switch": (2, Active, False), "switch to a dead standby": (2, Active, False), "stale request": (1, Active, False),
     "lie": (2, Active, False), "ring drops": (3, Active, False), "tap drops": (2, Standby, False), "tap misses": (3, Standby, False),
@@ -173,11 +172,14 @@ class Faults:
 
     def _crash_active(self, node: SimNode) -> None:
         self.world.referee.fault()
-        role = "active" if isinstance(node.core, Active) else "standby"
-        self.world.covered.add(f"crash {role} at {node.point}")
+        self.world.covered.add(f"crash active at {node.point}")
         self.world.kill(node, "crash")
 
-    _crash_standby = _crash_active
+    def _crash_standby(self, node: SimNode) -> None:
+        """Perhaps in the middle of its promotion."""
+        self.world.referee.fault()
+        self.world.covered.add(f"crash standby at {node.point}")
+        self.world.kill(node, "crash")
 
     def _machine_active(self, node: SimNode) -> None:
         self.world.referee.fault()
@@ -196,6 +198,11 @@ class Faults:
     def _slow_standby(self, node: SimNode) -> None:
         self.world.referee.fault()
         node.slow_until = self.world.now + self.rng.choice((10, 50)) * MS
+
+    def _app_keeps_frames(self, node: SimNode) -> None:
+        """Through so many polls that every attempt of a cut is given up."""
+        self.world.referee.fault()
+        node.keeps_until = self.world.now + self.rng.choice((5, 20)) * MS
 
     def _slow_witness(self, node: SimNode) -> None:
         self.world.witness_late(node, self.rng.choice((5, 20, 150)) * MS)

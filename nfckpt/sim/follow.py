@@ -59,8 +59,10 @@ class SimFollower(SimShell):
         self._said: deque[tuple[int, int, int, int]] = deque()      # own clock, names, released_through, next_seq: of each commit
         yield from self._perform(core.hello())
         while not self.promoted:
+            seen = core.tap.counters()["seen"], core.path.heard_ns
             yield from self._follow_once(core)
-            yield self._idle(w.poll_ns(self))
+            busy = seen != (core.tap.counters()["seen"], core.path.heard_ns) or self.takeover is not None or bool(core.waiting)
+            yield self._idle(w.poll_ns(self, busy))
 
     def _follow_once(self: SimNode, core: Standby) -> Steps:
         w = self.world

@@ -97,15 +97,17 @@ class SimLeader(SimShell):
         burst = Burst(BURST_BYTES)
         self._slow_ns = next_tick = 0
         while True:
+            heard, taken = core.path.heard_ns, agent.handed_out
             if not (yield from self._hook(core, filter_due)):
                 yield self._at("may receive")
                 if agent.rx_burst(burst, b.burst_frames_max):
                     w.referee.took(self, [(int(port), burst.frame(i)) for i, port in enumerate(burst.port)])
                     yield self._at("received")
-                    while not w.healed and self.rng.random() < w.keep_frames:       # an app that polls before it lets go
+                    # an app that polls before it lets go
+                    while not w.healed and (self.rng.random() < w.keep_frames or w.now < self.keeps_until):
                         yield from self._hook(core, filter_due)
-                        yield self._idle(w.poll_ns(self))
-                        self.point = "kept"
+                        yield self._idle(w.poll_ns(self, True))
+                        yield self._at("kept")
                     if isinstance(app, NativeFunction):
                         app.process(burst, ctx.now_ns)
                     else:
@@ -116,7 +118,10 @@ class SimLeader(SimShell):
             if app.tick_ms and ctx.now_ns >= next_tick:
                 next_tick = ctx.now_ns + app.tick_ms * MS
                 app.on_tick(ctx)
-            yield self._idle(w.poll_ns(self))
+            busy = (core.path.sync_pages or core.path.staged_bytes or self.outbox or heard != core.path.heard_ns
+                    or taken != agent.handed_out)
+            opened = core.engine.opened_ns
+            yield self._idle(w.poll_ns(self, bool(busy), opened + b.hold_us_max * 1000 - self.now if opened else MS))
 
     def _finish(self: SimNode, burst: Burst) -> None:
         outputs = [(int(burst.out_port[i]), burst.frame(i)) for i, verdict in enumerate(burst.verdict) if verdict == SEND_]

@@ -46,6 +46,7 @@ class Hub:
             for _ in range(w.faults.copies(node, sender, self.index, frame)):
                 self._count += 1
                 heapq.heappush(ring, (due, self._count, frame))
+            w.wake(w.lives.get(node), due)
 
     def open(self, node: str) -> None:
         """A fresh socket: what reached the machine before now is not in it."""
@@ -102,6 +103,7 @@ class Channel:
         self.end_reason = ""
         self.closed: str | None = None
         self.peer: Channel
+        self.owner: SimNode
         self.last_ns = 0
         self.stalled_ns = 0             # nothing sent from here arrives before
         self.lie: tuple[int, bytearray] | None = None      # comes next, and the peer never sent it
@@ -116,6 +118,7 @@ class Channel:
         if peer.closed is None and peer.end_ns < 0:
             peer.inbox.append((self.last_ns, kind, bytearray(payload)))
             peer.waiting_bytes += len(payload)
+            w.wake(peer.owner, self.last_ns)
         return True
 
     def recv(self) -> tuple[int, memoryview] | None:

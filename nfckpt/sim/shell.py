@@ -69,7 +69,9 @@ class SimShell:
         self.rng = random.Random(f"{world.seed} {node} {number}")
         self.boot_ns, self.drift_ppm = world.clocks[node]
         self.died_ns = -1
-        self.stopped_until = self.slow_until = 0
+        self.stopped_until = self.slow_until = self.keeps_until = 0
+        self.turn = self.wakes_ns = 0
+        self.sleeps = False                                 # has nothing to do until `wakes_ns`
         self.point = "idle"                                 # where it stands: one of nfckpt.sim.faults.POINTS
         self.generation = 0                                 # of the state it leads with; 0: not leading
         self.core: Active | Standby | None = None

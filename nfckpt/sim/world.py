@@ -98,6 +98,7 @@ class World:
         self.witness_ns = draw.choice((10 * US, 1 * MS, 8 * MS))
         self.poll_max_ns = draw.choice((100 * US, 400 * US, 800 * US))
         self.preempt = draw.choice((0.0, 0.02, 0.2))
+        self.sleepy = draw.random() < 0.8
         self.keep_frames = draw.choice((0.0, 0.0, 0.3))
         self.slow_flush = draw.choice((0.0, 0.2))
         self.tx_ring_frames = draw.choice((4, 256))
@@ -105,7 +106,7 @@ class World:
         # each machine's CLOCK_MONOTONIC: since its own boot, at its own rate
         self.clocks = {n: (draw.randrange(10_000 * MS), draw.randrange(-200, 200)) if self.hosts else (0, 0) for n in self.names}
         # between two groups of input, mean: slow enough for a node to catch up
-        self.quiet_ms = max(draw.choice((0.2, 1.0, 3.0)), 16 * self.poll_max_ns / MS / self.bounds.burst_frames_max)
+        self.quiet_ms = max(draw.choice((0.3, 2.0, 5.0)), 16 * self.poll_max_ns / MS / self.bounds.burst_frames_max)
         self.hidden_ns = 200 * MS       # how long the tap may not know of an output it missed: a record has to tell it
         self.far = 1 << 62
 
@@ -209,14 +210,24 @@ class World:
         self._lives += 1
         node = self.lives[name] = SimNode(self, name, self._lives)
         self.trace(node, "started")
-        self._resume(node)
+        self._resume_at(node, self.now)
+
+    def _resume_at(self, node: SimNode, ns: int) -> None:
+        node.turn += 1
+        turn, node.wakes_ns = node.turn, ns
+        self.at(ns, lambda: self._resume(node) if node.turn == turn and node.alive else None)
+
+    def wake(self, node: SimNode | None, ns: int) -> None:
+        """Something will be there for it at that time: a node that has nothing to do does not sleep longer."""
+        if node is not None and node.sleeps and ns < node.wakes_ns and node.alive:
+            self._resume_at(node, max(ns, self.now) + 1 + self.cpu.randrange(self.poll_max_ns))
+            node.sleeps = False
 
     def _resume(self, node: SimNode) -> None:
-        if not node.alive:
-            return
         if node.stopped_until > self.now:
-            self.at(node.stopped_until, lambda: self._resume(node))
+            self._resume_at(node, node.stopped_until)
             return
+        node.sleeps = False
         steps, step_fault, chance, preempt = node.steps, self.faults.step, self.cpu.random, self.preempt
         try:
             while True:
@@ -227,7 +238,7 @@ class World:
                 if not node.alive:
                     return
                 if step or node.stopped_until or chance() < preempt:
-                    self.at(max(node.stopped_until, self.now + (step or self.cpu.randrange(100 * US))), lambda: self._resume(node))
+                    self._resume_at(node, max(node.stopped_until, self.now + (step or self.cpu.randrange(100 * US))))
                     return
         except Stopped as e:
             self.trace(node, f"stopped: {e.code} {e.reason}")
@@ -240,7 +251,7 @@ class World:
         self.faults.gone(node)
         if node.transport is not None:
             leave(node.transport)
-        pause = self.cpu.randrange(2 * MS, 30 * MS)
+        pause = self.cpu.randrange(1 * MS, 16 * MS)
         if gone:
             self._question(node.node, Question("gone", node.node), None)
             pause += self._asks[node.node] - self.now
@@ -255,8 +266,16 @@ class World:
             notice = -1 if machine else self.net.randrange(2 * MS)
             self._end(node, lambda channel: channel.crash(notice), gone=not machine)
 
-    def poll_ns(self, node: SimNode) -> int:
-        return 1 + self.cpu.randrange(self.poll_max_ns) * (20 if node.slow_until > self.now else 1)
+    def poll_ns(self, node: SimNode, busy: bool, most_ns: int = MS) -> int:
+        """Until its next poll. One that has nothing to do sleeps a millisecond, or `most_ns`, or until something comes."""
+        ns = 1 + self.cpu.randrange(self.poll_max_ns) * (20 if node.slow_until > self.now else 1)
+        if busy or not self.sleepy:
+            return ns
+        node.sleeps = True
+        heads = [hub.rings[node.node][0][0] for hub in self.hubs if hub.rings[node.node]]
+        if node.transport is not None and node.transport.inbox:
+            heads.append(node.transport.inbox[0][0])
+        return ns + max(0, min(MS, most_ns, min(heads, default=self.far) - self.now))
 
     def delay_ns(self) -> int:
         return 1 + self.net.randrange(self.channel_ns)
@@ -293,6 +312,7 @@ class World:
 
     def connect(self, lead: SimNode, follower: SimNode) -> None:
         lead.transport, follower.transport = channel_pair(self, self.channel_bytes)
+        lead.transport.owner, follower.transport.owner = lead, follower
         lead.peer_life, follower.peer_life = follower, lead
         lead.adopted_ns = lead.now
         self.trace(lead, f"lets {follower!r} in")
