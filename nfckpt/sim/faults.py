@@ -224,7 +224,7 @@ class Faults:
         engine = node.core.engine
         one, two = engine.request(), engine.request()
         if engine.resume(one) or engine.resume(two + 1) or not (
-                engine.due(node.now, False, False) or engine.state.value == "captured" or engine.outstanding):
+                engine.due(node.now, False, False) or engine.state.value == "captured" or engine.outstanding or node.core.path.staging.count):
             self.world.referee.fail("I11: a request was taken back by another one's number")
         node.takes_back = two if self.rng.random() < 0.7 else 0
 

@@ -67,7 +67,7 @@ class SimLeader(SimShell):
         agent = self.agent = Agent(self.ports, arena, gate, w.secret, names_max=b.names_max, parking=parking)
         engine = Engine(b, (standby.path.epoch if standby is not None else 0) + 1)
         agent.epoch = engine.epoch
-        writer = EpochWriter(w.secret, 1 << 16)
+        writer = EpochWriter(w.secret)
         lease = LeaseClock(b.lease_ms, b.beat_ms) if w.hosts else None
         core = _TracedActive(pair="sim", node=self.node, peer=self.peer, layout=w.layout, bounds=b, term=term, agent=agent,
                              engine=engine, writer=writer, clock=self.clock, lease=lease, kills=not w.hosts)
@@ -118,7 +118,7 @@ class SimLeader(SimShell):
             if app.tick_ms and ctx.now_ns >= next_tick:
                 next_tick = ctx.now_ns + app.tick_ms * MS
                 app.on_tick(ctx)
-            busy = (core.path.sync_pages or core.path.staged_bytes or self.outbox or heard != core.path.heard_ns
+            busy = (core.path.sync_pages or core.path.staging.count or self.outbox or heard != core.path.heard_ns
                     or taken != agent.handed_out)
             opened = core.engine.opened_ns
             yield self._idle(w.poll_ns(self, bool(busy), opened + b.hold_us_max * 1000 - self.now if opened else MS))
@@ -162,11 +162,11 @@ class SimLeader(SimShell):
         while self.ctx.soon:
             self.ctx.soon.popleft()()
         self._tick()
-        if core.path.staged_bytes or self.outbox:
+        if core.path.staging.count or self.outbox:
             self._ship(core)
             yield self._at("pushed")
         before, aborts = core.engine.epoch, core.engine.aborts
-        could = (core.state.value in ("protecting", "active") and not core.path.staged_bytes and not agent.in_flight
+        could = (core.state.value in ("protecting", "active") and not core.path.staging.count and not agent.in_flight
                  and core.engine.outstanding == 0)
         quiet: bool = self._seen(core, "poll", core.path.poll(now))
         if core.engine.epoch != before:
@@ -179,7 +179,7 @@ class SimLeader(SimShell):
         else:
             self._waits_ns = 0
         yield self._at("cut")
-        if core.path.staged_bytes:
+        if core.path.staging.count:
             self._ship(core)
             yield self._at("pushed")
         return quiet
