@@ -28,7 +28,7 @@ __all__ = ["FULL", "Campaign", "Report", "everything", "first_violation", "shrin
 
 FULL = 300                      # seeds that reach everything
 TWICE = 50
-WITNESS = {"register": ("lead", "follow"), "protected": ("ok", "denied"), "solo": ("ok", "denied"), "claim": ("ok", "denied"),
+WITNESS = {"register": ("lead", "follow"), "protected": ("ok",), "solo": ("ok", "denied"), "claim": ("ok", "denied"),
            "took": ("ok",), "gone": ("ok",)}
 ENDS = ("3 fenced", "4 handed over", "9 unprotectable", "11 lost the active before it was whole", "12 refused for now")
 
@@ -102,6 +102,10 @@ class Report:
     @property
     def ok(self) -> bool:
         return not self.violations and not (self.missing and self.seeds >= FULL)
+
+    def as_json(self) -> dict[str, object]:
+        return {"ok": self.ok, "seeds": self.seeds, "violations": self.violations, "shrunk": self.shrunk, **self.total,
+                "by_fault": dict(self.faults), "reached": self.reached, "missing": self.missing}
 
     def text(self) -> str:
         lines = [f"{self.seeds:,} seeds, " + ", ".join(f"{n:,} {name}" for name, n in self.total.items()),
