@@ -8,10 +8,10 @@ import time
 import pytest
 
 from nfckpt.errors import NfckptError
+from nfckpt.native.tcp_channel import TcpChannel
 from nfckpt.sim.conformance import check_transport
 from nfckpt.wire.memory import memory_pair
 from nfckpt.wire.shm import ShmConnect, ShmOptions, ShmTransport
-from nfckpt.native.tcp_channel import TcpChannel
 from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 from nfckpt.wire.transport import Transport
 
