@@ -127,6 +127,7 @@ class Follower:
         return staged
 
     def whole(self) -> None:
+        self.core.hello()
         self.hear(kinds.CONTROL, encode_control(Welcome(SESSION, TERM, 1, 100)))
         self.wait(25)
         self.hear(kinds.EPOCH, self.record())
@@ -324,6 +325,17 @@ def test_a_switch_waits_for_a_record_that_the_channel_has_not_taken() -> None:
     (told,) = lead.core.handed_over(rig.now)
     assert isinstance(told, Send) and isinstance(decode_control(memoryview(told.payload)), Handover)
     assert lead.core.state is ActiveState.HANDED
+
+
+def test_a_name_of_before_the_opening_takes_no_later_frame() -> None:
+    """The tap threw away what came before it opened; the name of such a frame waited, and took the next identical one."""
+    rig = Follower()
+    rig.core.hello()
+    assert rig.tap.buffering
+    rig.tap.offer(frame(1), 0, rig.now)             # long before TapOpen
+    rig.tap.name_frame(frame(1), 0, rig.now)
+    assert rig.tap.waiting_credits == 0
+    assert rig.tap.offer(frame(1), 0, rig.now + 1)  # the same bytes once more: nobody answered for these
 
 
 def handed_over() -> Leader:

@@ -5,15 +5,16 @@ Picture     hosts send ─► sent      an epoch of the lead ─► open      co
                             emitted == made                    for every output
 
 Settled is what survives: a takeover drops what is open, a blank start waives all that was before (it was not promised).
-Not lost    missed by the active's own ring (counted, DESIGN "what is not covered"); unseen by the tap, until all that was
-            sent of that frame is settled: from then on the tap owes the next copy again.
+Not lost    missed by the active's own ring (counted); unseen by the tap, until all that was sent of that frame is settled: from
+            then on the tap owes the next copy again. What was sent near such a gap, if a takeover falls into it: the tap says
+            `tap_gap` then, promotable and inexact (a credit of the unseen frame takes a copy, and vouches for what came before).
 Not doubled an output which the tap's own gap hid from it, for as long as it may not yet know that it left.
 Order       a replayed frame is never older than a settled one of its port by more than two skews (rule 5).
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -21,6 +22,7 @@ from typing import NoReturn
 __all__ = ["Copies", "Key", "Ledger"]
 
 Key = tuple[int, bytes]         # port, frame
+GAP_SKEWS = 6                   # four for which the tap says so, and what was under way at its ends
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Ledger:
         self.due: set[Key] = set()                      # inputs that still wait for their turn
         self.owed: Counter[Key] = Counter()             # settled outputs that have not left
         self.hidden: dict[Key, int] = {}                # outputs that the tap did not see, until when that excuses a second one
+        self._gaps: deque[int] = deque(maxlen=64)       # when the tap did not see an input
         self.lead: object = None
         self._open: dict[int, tuple[list[Key], list[Key]]] = {}
         self._newest = [0] * 16
@@ -61,9 +64,10 @@ class Ledger:
             self._weigh(key)
 
     def unseen(self, key: Key, until: int) -> None:
-        """The tap missed a copy of an input, or an output of the active."""
+        """The tap missed a copy of an input, just sent, or an output of the active."""
         if key in self.inputs:
             self.inputs[key].unseen += 1
+            self._gaps.append(self.inputs[key].times[-1])
             self._weigh(key)
         else:
             self.hidden[key] = until
@@ -80,6 +84,11 @@ class Ledger:
     def leads(self, lead: object, blank: bool) -> None:
         self.lead = lead
         self._open.clear()
+        for key in sorted(self.due):
+            c = self.inputs[key]
+            if any(abs(t - gap) <= GAP_SKEWS * self._skew_ns for t in c.times for gap in self._gaps):
+                c.unseen = len(c.times) - c.missed - c.consumed
+                self.due.discard(key)
         if blank:
             for c in self.inputs.values():
                 c.waived = True
