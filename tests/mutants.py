@@ -131,6 +131,8 @@ MUTANTS = [
     _m("ack-of-another-session", "I14", (LEADS, "if ack.session != self.session:", "if False:")),
     _m("ack-of-an-epoch-never-shipped", "I14", (LEADS, "            if r < 0:\n                return -3\n", "            if r < 0:\n                return 0\n")),
     _m("record-of-another-session", "I14", (FOLLOWS, "if r.h.session != self.session or r.h.term != self.term or self.session == 0:", "if self.session == 0:")),
+    _m("stale-segment-accepted", "I14", ("native/shm_segment.pyx", 'if len(session) != 16 or memcmp(s.h.session, <const uint8_t*>session, 16) != 0:', "if False:"),
+       by="tests/test_wire_shm.py::test_a_segment_left_by_a_dead_process"),
     _m("record-that-overruns", "I14", (EPOCH, "    if h.total_bytes != total:\n        return 3\n", "")),
 ]
 
@@ -211,7 +213,7 @@ def hunt(mutant: Mutant) -> Caught:
     with planted(mutant) as folder:
         environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
         if mutant.by != "sim":
-            done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}", f"{ROOT}/{mutant.by}"],
+            done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib", f"--rootdir={ROOT}", f"{ROOT}/{mutant.by}"],
                                   env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
             failed = done.returncode == 1 and re.search(r"[1-9]\d* failed", done.stdout) is not None
             return Caught(mutant, None, mutant.by if failed else "", time.monotonic() - began)

@@ -234,6 +234,18 @@ def test_rule_9_what_came_before_the_opening_is_over_when_it_is_whole() -> None:
     assert replayed(tap) == [C] and tap.counters()["active_missed"] == 0
 
 
+def test_rule_5_nothing_is_replayed_after_what_came_long_after_it() -> None:
+    """The active's ring dropped A; its turn had not come, behind a frame of another port that is not settled."""
+    tap, _ = rig()
+    tap.offer(C, 1, 1 * MS)
+    tap.offer(A, 0, 1 * MS)
+    tap.offer(B, 0, 2 * MS + SKEW)
+    tap.name_frame(B, 0, 2 * MS + SKEW)
+    tap.age(0)
+    assert tap.waiting_inputs == 2
+    assert replayed(tap) == [C] and tap.counters()["active_missed"] == 1
+
+
 def test_rule_7_released_and_older_than_the_skew_is_forgotten() -> None:
     tap, _ = rig()
     for seq, one in enumerate((A, B, C)):
@@ -441,9 +453,15 @@ class Twin:
         return [(e["seq"], e["port"], e["data"]) for e in out]
 
     def replay(self, n: int) -> list[bytes]:
-        out = self.inputs.live()[:n]
-        for e in out:
+        out: list[dict[str, Any]] = []
+        for e in self.inputs.live():
+            if len(out) == n:
+                break
             self.inputs.remove(e)
+            if e["ts"] + SKEW < self.named[e["port"]]:
+                self.c["active_missed"] += 1
+            else:
+                out.append(e)
         self.c["replayed"] += len(out)
         return [e["data"] for e in out]
 

@@ -68,7 +68,7 @@ class AppUnderTest:
         return declare(self.config, app, arena, self.secret)[1]
 
     def traffic(self, rng: random.Random) -> Traffic:
-        return (getattr(self.cls, "traffic", None) or _udp)(rng)     # type: ignore[no-any-return]
+        return (getattr(self.cls, "traffic", None) or _udp)(rng)
 
     def explain(self) -> Explain:
         make = getattr(self.cls, "explain", None)

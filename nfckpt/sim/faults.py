@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 
 from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
-from nfckpt.sim.segment import HOST, Channel
+from nfckpt.sim.segment import HOST, Channel, SimPort
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import Ack, encode_ack
 
 if TYPE_CHECKING:
-    from nfckpt.sim.node import SimNode
+    from nfckpt.sim.shell import SimShell
     from nfckpt.sim.world import World
 
 __all__ = ["FAULTS", "POINTS", "Fault", "Faults"]
@@ -89,7 +89,7 @@ def schedule(seed: int, hosts: bool, mean_ms: float) -> list[Fault]:
         rng = random.Random(f"{seed} fault {number}")
         what = rng.choices(names, weights)[0]
         role = "active" if FAULTS[what][1] is Active else "standby"
-        out.append(Fault(number, what, rng.random() < 0.8, round(rng.expovariate(1 / mean_ms) * MS), rng.randrange(40),
+        out.append(Fault(number, what, rng.random() < 0.7, round(rng.expovariate(1 / mean_ms) * MS), rng.randrange(40),
                          rng.choice(POINTS[role]) if rng.random() < 0.5 else "", f"{seed} fault {number} acts"))
     return out
 
@@ -101,7 +101,7 @@ class Faults:
         self.world = world
         self._coming = deque(f for f in faults if only is None or f.number in only)
         self._waits: Fault | None = None
-        self._armed: dict[SimNode, tuple[Fault, int]] = {}
+        self._armed: dict[SimShell, tuple[Fault, int]] = {}
         self._fog: dict[str, Fog] = {}
         self.struck: list[Fault] = []
         self.counts: Counter[str] = Counter()
@@ -139,13 +139,13 @@ class Faults:
                 return
         self._next()
 
-    def gone(self, node: SimNode) -> None:
+    def gone(self, node: SimShell) -> None:
         """It ended before the fault struck it."""
         armed = self._armed.pop(node, None)
         if armed is not None and not armed[0].point:
             self.world.at(self.world.now, self._next)
 
-    def step(self, node: SimNode) -> None:
+    def step(self, node: SimShell) -> None:
         """`node` stands between two steps."""
         armed = self._armed.get(node)
         if armed is None:
@@ -170,24 +170,24 @@ class Faults:
 
     # ── what: a node ─────────────────────────────────────────────────────────────────────────────
 
-    def _crash_active(self, node: SimNode) -> None:
+    def _crash_active(self, node: SimShell) -> None:
         self.world.referee.fault()
         self.world.covered.add(f"crash active at {node.point}")
         self.world.kill(node, "crash")
 
-    def _crash_standby(self, node: SimNode) -> None:
+    def _crash_standby(self, node: SimShell) -> None:
         """Perhaps in the middle of its promotion."""
         self.world.referee.fault()
         self.world.covered.add(f"crash standby at {node.point}")
         self.world.kill(node, "crash")
 
-    def _machine_active(self, node: SimNode) -> None:
+    def _machine_active(self, node: SimShell) -> None:
         self.world.referee.fault()
         self.world.kill(node, "its machine is gone", machine=True)
 
     _machine_standby = _machine_active
 
-    def _stop_active(self, node: SimNode) -> None:
+    def _stop_active(self, node: SimShell) -> None:
         self.world.referee.fault()
         ms = self.rng.choice((3, 15, 30, 60, 120))
         self.world.trace(node, f"is stopped for {ms} ms")
@@ -195,30 +195,30 @@ class Faults:
 
     _stop_standby = _stop_active
 
-    def _slow_standby(self, node: SimNode) -> None:
+    def _slow_standby(self, node: SimShell) -> None:
         self.world.referee.fault()
         node.slow_until = self.world.now + self.rng.choice((10, 50)) * MS
 
-    def _app_keeps_frames(self, node: SimNode) -> None:
+    def _app_keeps_frames(self, node: SimShell) -> None:
         """Through so many polls that every attempt of a cut is given up."""
         self.world.referee.fault()
         node.keeps_until = self.world.now + self.rng.choice((5, 20)) * MS
 
-    def _slow_witness(self, node: SimNode) -> None:
+    def _slow_witness(self, node: SimShell) -> None:
         self.world.witness_late(node, self.rng.choice((5, 20, 150)) * MS)
 
-    def _switch(self, node: SimNode) -> None:
+    def _switch(self, node: SimShell) -> None:
         assert isinstance(node.core, Active)
         self.world.referee.fault()              # no fault, but it gives away what only it knows to be whole
         self.world.trace(node, f"planned switch: {node.core.hand_over()}")
 
-    def _switch_to_a_dead_standby(self, node: SimNode) -> None:
+    def _switch_to_a_dead_standby(self, node: SimShell) -> None:
         """It died in the instant in which the operator asked, and nobody has noticed."""
         self._switch(node)
         if node.peer_life is not None and node.peer_life.alive:
             self.world.kill(node.peer_life, "silently", machine=self.world.hosts)
 
-    def _stale_request(self, node: SimNode) -> None:
+    def _stale_request(self, node: SimShell) -> None:
         """An operator asks for a cut twice and takes the first one back: the second stands (I11)."""
         assert isinstance(node.core, Active)
         engine = node.core.engine
@@ -230,7 +230,7 @@ class Faults:
 
     # ── what: the channel ────────────────────────────────────────────────────────────────────────
 
-    def _cut(self, node: SimNode) -> None:
+    def _cut(self, node: SimShell) -> None:
         if node.transport is not None:
             self.world.referee.fault()
             for end in (node.transport, node.transport.peer):
@@ -242,19 +242,19 @@ class Faults:
         for end in ends:
             end.stall(until)
 
-    def _stall_out(self, node: SimNode) -> None:
+    def _stall_out(self, node: SimShell) -> None:
         if node.transport is not None:
             self._stalled(node.transport)
 
-    def _stall_in(self, node: SimNode) -> None:
+    def _stall_in(self, node: SimShell) -> None:
         if node.transport is not None:
             self._stalled(node.transport.peer)
 
-    def _stall(self, node: SimNode) -> None:
+    def _stall(self, node: SimShell) -> None:
         if node.transport is not None:
             self._stalled(node.transport, node.transport.peer)
 
-    def _lie(self, node: SimNode) -> None:
+    def _lie(self, node: SimShell) -> None:
         """One end is told what the other never said. It must find it wrong, and lose its peer (I14)."""
         if node.transport is None or not isinstance(node.core, Active) or not node.core.session:
             return
@@ -306,8 +306,9 @@ class Faults:
                 return 2
             return 1
         fog.left -= 1
-        if fog.what == "drops":
-            life.ports[port].count("rx_ring_drops")
+        ring = life.ports[port]
+        if fog.what == "drops" and isinstance(ring, SimPort):
+            ring.count("rx_ring_drops")
         if sender == HOST and leads:
             ledger.missed(key)
         else:
@@ -315,26 +316,26 @@ class Faults:
         self.world.trace(life, f"does not see {frame[14:29].hex()}")
         return 0
 
-    def _ring_drops(self, node: SimNode) -> None:
+    def _ring_drops(self, node: SimShell) -> None:
         self._fog[node.node] = Fog("drops", self.rng.choice((1, 5)), self.world.far)
 
     _tap_drops = _ring_drops
 
-    def _tap_misses(self, node: SimNode) -> None:
+    def _tap_misses(self, node: SimShell) -> None:
         """Frames that only the active sees; hosts send some of them again, when they should long be forgotten."""
         self._fog[node.node] = Fog("misses", self.rng.choice((1, 3)), self.world.far)
         self.world.at(self.world.now + 2 * MS, self.world.repeat)
         self.world.at(self.world.now + 8 * self.world.bounds.tap_skew_ms_max * MS, self.world.repeat)
 
-    def _port_flaps(self, node: SimNode) -> None:
+    def _port_flaps(self, node: SimShell) -> None:
         self._fog[node.node] = Fog("misses", 1 << 30, self.world.now + self.rng.choice((1, 10)) * MS)
 
-    def _active_sees_twice(self, node: SimNode) -> None:
+    def _active_sees_twice(self, node: SimShell) -> None:
         self._fog[node.node] = Fog("twice", 2, self.world.far)
 
     _tap_sees_twice = _active_sees_twice
 
-    def _double(self, node: SimNode) -> None:
+    def _double(self, node: SimShell) -> None:
         """Everybody sees the last frames again."""
         for _ in range(4):
             self.world.repeat()

@@ -18,7 +18,6 @@ from nfckpt.wire import kinds
 from nfckpt.wire.transport import CLOSED
 
 if TYPE_CHECKING:
-    from nfckpt.sim.node import SimNode
     from nfckpt.sim.world import World
 
 __all__ = ["SimFollower"]
@@ -37,7 +36,7 @@ class _TracedStandby(Standby):
 class SimFollower(SimShell):
     """The loop of a standby."""
 
-    def _follow(self: SimNode) -> Steps:
+    def _follow(self) -> Steps:
         w, b = self.world, self.bounds
         self.arena = Arena(b.arena_bytes)
         self.clock = PairClock()
@@ -64,7 +63,7 @@ class SimFollower(SimShell):
             busy = seen != (core.tap.counters()["seen"], core.path.heard_ns) or self.takeover is not None or bool(core.waiting)
             yield self._idle(w.poll_ns(self, busy))
 
-    def _follow_once(self: SimNode, core: Standby) -> Steps:
+    def _follow_once(self, core: Standby) -> Steps:
         w = self.world
         now = self.now
         core.tap.poll(now)
@@ -101,6 +100,10 @@ class SimFollower(SimShell):
                 if self.takeover is not None:
                     yield from self._perform(self.takeover.on_witness(now, answer))
             core.tap.note_drops(now)
+            drops = sum(port.counters()["rx_ring_drops"] for port in self.ports)
+            if drops > self._drops and core.tap.buffering and core.tap.is_exact(now):
+                w.referee.fail(f"I12: the ring of {self!r} dropped frames, and its tap says that it is exact")
+            self._drops = drops
             if not lost and now - core.path.heard_ns > self.bounds.hang_ms_max * MS:
                 lost = "active silent"
         if self.takeover is None:
@@ -116,7 +119,7 @@ class SimFollower(SimShell):
             w.covered.add(f"takeover {self.takeover.step.value}")
             yield from self._perform(effects)
 
-    def _take(self: SimNode, core: Standby, now: int, kind: int, payload: memoryview) -> Steps:
+    def _take(self, core: Standby, now: int, kind: int, payload: memoryview) -> Steps:
         """One message of the active."""
         lie = self.transport is not None and self.transport.lying
         if kind == kinds.EPOCH and not lie:
@@ -129,7 +132,7 @@ class SimFollower(SimShell):
         yield self._at("committed" if kind == kinds.EPOCH else "effect")
         yield from self._perform(effects)
 
-    def _applied(self: SimNode, core: Standby) -> None:
+    def _applied(self, core: Standby) -> None:
         """I7, I8: what is committed here is what the active captured."""
         path, w = core.path, self.world
         if path.epochs == self._checked:
@@ -147,7 +150,7 @@ class SimFollower(SimShell):
             if w.content(self.arena) != before:
                 w.referee.fail(f"I8: epoch {path.epoch} undone does not give back what was before")
 
-    def _forgets(self: SimNode, core: Standby) -> None:
+    def _forgets(self, core: Standby) -> None:
         """Rules 6 and 7: what is older than the skew is settled, seen or not."""
         tap, said = core.tap, self._said
         if tap.read_ns < self.now - 2 * tap.skew_ns:
@@ -165,10 +168,10 @@ class SimFollower(SimShell):
                 self.world.referee.fail(f"rule 7: {tap.waiting_outputs} outputs are expected, "
                                         f"{core.path.next_seq - self._released} may not have left")
 
-    _released = 0
+    _released = _drops = 0
     _checked = 0
 
-    def _lost(self: SimNode, core: Standby, now: int, reason: str, proof: bool) -> Steps:
+    def _lost(self, core: Standby, now: int, reason: str, proof: bool) -> Steps:
         w = self.world
         if not proof and not w.hosts and not core.handover:
             end = w.now + 5 * MS

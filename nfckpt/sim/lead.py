@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nfckpt.checkpoint.engine import Engine
 from nfckpt.clock import PairClock
@@ -19,16 +19,17 @@ from nfckpt.native.gate import Gate
 from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
 from nfckpt.sim.app import SimContext
-from nfckpt.sim.shell import MS, SimShell, Steps, Stopped
+from nfckpt.sim.follow import SimFollower
+from nfckpt.sim.shell import MS, Steps, Stopped
 from nfckpt.wire import kinds
 
 if TYPE_CHECKING:
-    from nfckpt.sim.node import SimNode
     from nfckpt.sim.world import World
 
 __all__ = ["SimLeader"]
 
 BURST_BYTES = 64 << 10
+T = TypeVar("T")
 
 
 class _TracedActive(Active):
@@ -39,10 +40,10 @@ class _TracedActive(Active):
         super()._move(event)
 
 
-class SimLeader(SimShell):
-    """The loop of an active."""
+class SimLeader(SimFollower):
+    """The loop of an active, which was a standby before, or not."""
 
-    def _lead(self: SimNode, *, term: int) -> Steps:
+    def _lead(self, *, term: int) -> Steps:
         w, b = self.world, self.bounds
         standby = self.core if isinstance(self.core, Standby) else None
         takeover, self.takeover = self.takeover, None
@@ -123,18 +124,18 @@ class SimLeader(SimShell):
             opened = core.engine.opened_ns
             yield self._idle(w.poll_ns(self, bool(busy), opened + b.hold_us_max * 1000 - self.now if opened else MS))
 
-    def _finish(self: SimNode, burst: Burst) -> None:
+    def _finish(self, burst: Burst) -> None:
         outputs = [(int(burst.out_port[i]), burst.frame(i)) for i, verdict in enumerate(burst.verdict) if verdict == SEND_]
         for port, frame in outputs:
             self.world.referee.made(self, port, frame)
         if (sent := self.agent.finish(burst)) != len(outputs):
             self.world.referee.fail(f"I12: the gate refused {len(outputs) - sent} frames of a burst it had kept room for")
 
-    def _tick(self: SimNode) -> None:
+    def _tick(self) -> None:
         self.ctx.tick(self.now)
         self.world.referee.clock(self, self.ctx.now_ns)
 
-    def _hook(self: SimNode, core: Active, filter_due: int) -> Generator[int, None, bool]:
+    def _hook(self, core: Active, filter_due: int) -> Generator[int, None, bool]:
         """The poll boundary. Returns True for "no packets"."""
         w, agent = self.world, self.agent
         now = self.now
@@ -186,7 +187,7 @@ class SimLeader(SimShell):
 
     _waits_ns = 0
 
-    def _answer(self: SimNode, core: Active, now: int, kind: int, payload: memoryview) -> Steps:
+    def _answer(self, core: Active, now: int, kind: int, payload: memoryview) -> Steps:
         """One message of the follower."""
         lie = self.transport is not None and self.transport.lying
         if core.session == 0 or core.state.value == "solo":
@@ -200,11 +201,11 @@ class SimLeader(SimShell):
         yield self._at("heard")
         yield from self._perform(effects)
 
-    def _ship(self: SimNode, core: Active) -> None:
+    def _ship(self, core: Active) -> None:
         self._push()
         self._seen(core, "push", None)
 
-    def _slow(self: SimNode, core: Active, now: int, filter_due: int) -> Steps:
+    def _slow(self, core: Active, now: int, filter_due: int) -> Steps:
         w, agent = self.world, self.agent
         self._slow_ns = now + MS
         for answer in self._heard():
@@ -243,7 +244,7 @@ class SimLeader(SimShell):
         e = core.engine
         return e.state.value, e.epoch, e.aborts, e.committed, e.outstanding
 
-    def _seen(self: SimNode, core: Active, why: str, passed_on: object) -> object:
+    def _seen(self, core: Active, why: str, passed_on: T) -> T:
         """The native engine moves by its own table; what it was before and after tells by which row. Passes `passed_on` on."""
         old, new = self._engine, self._look(core)
         if old != new:
@@ -261,8 +262,6 @@ class SimLeader(SimShell):
                 covered.add("engine captured ship")
             if why == "message" and new[3] > committed:
                 covered.add("engine shipped ack")
-            if why == "lost" and not core.path.holding | (core.state.value in ("protecting", "active")):
-                pass
             if why == "lost" and new[4] < outstanding:
                 covered.add("engine shipped channel_lost")
             if why == "lost" and state in ("captured", "quiescing") and new[0] == "open":

@@ -11,8 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nfckpt.failover.witness import Question
-from nfckpt.native.agent import Agent
-from nfckpt.sim.follow import SimFollower
 from nfckpt.sim.lead import SimLeader
 from nfckpt.sim.shell import MS, US, Steps, Stopped
 
@@ -22,10 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["SimNode", "Stopped"]
 
 
-class SimNode(SimLeader, SimFollower):
+class SimNode(SimLeader):
     """One process of node `node`, started now, blank."""
-
-    agent: Agent
 
     def __init__(self, world: World, node: str, number: int) -> None:
         super().__init__(world, node, number)

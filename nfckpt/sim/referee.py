@@ -25,7 +25,7 @@ from nfckpt.replica.standby import Standby
 from nfckpt.sim.ledger import Key, Ledger
 
 if TYPE_CHECKING:
-    from nfckpt.sim.node import SimNode
+    from nfckpt.sim.shell import SimShell
     from nfckpt.sim.world import World
 
 __all__ = ["ENDS", "Referee", "SimViolation"]
@@ -44,7 +44,7 @@ class Referee:
     def __init__(self, world: World) -> None:
         self.world = world
         self.term = 0                                   # youngest that emitted
-        self.emitter: SimNode | None = None             # in that term
+        self.emitter: SimShell | None = None             # in that term
         self.generation = 0                             # of the state: grows when a blank node leads
         self.promise = False                            # the pair was protected when the last fault struck
         self.ledger = Ledger(self.fail, world.bounds.tap_skew_ms_max * 1_000_000)
@@ -72,7 +72,7 @@ class Referee:
         """Called before each fault: a second one, before protection is back, promises nothing."""
         self.promise = self.protected()
 
-    def leads(self, node: SimNode, blank: bool) -> None:
+    def leads(self, node: SimShell, blank: bool) -> None:
         if blank:
             if self.promise:
                 self.fail(f"{node!r} leads blank though the pair was protected when it was struck")
@@ -87,14 +87,14 @@ class Referee:
         node.generation = self.generation
         self.ledger.leads(node, blank)
 
-    def ended(self, node: SimNode, code: int, reason: str) -> None:
+    def ended(self, node: SimShell, code: int, reason: str) -> None:
         if code not in ENDS or code == 6:
             self.fail(f"{'I8' if code == 6 else 'I13'}: {node!r} ended with code {code}: {reason}")
         self.world.covered.add(f"end {code} {ENDS[code]}")
 
     # ── input and output ─────────────────────────────────────────────────────────────────────────
 
-    def took(self, node: SimNode, keys: list[Key]) -> None:
+    def took(self, node: SimShell, keys: list[Key]) -> None:
         """The app of `node` is handed these frames."""
         core = node.core
         assert isinstance(core, Active)
@@ -106,7 +106,7 @@ class Referee:
         self.ledger.took(node, core.agent.epoch, keys)
         self._permitted_at_once(node, core)
 
-    def made(self, node: SimNode, port: int, frame: bytes) -> None:
+    def made(self, node: SimShell, port: int, frame: bytes) -> None:
         """The agent of `node` took an output of the app."""
         core = node.core
         assert isinstance(core, Active)
@@ -114,11 +114,11 @@ class Referee:
         self.ledger.made(node, core.agent.epoch, (port, frame))
         self._permitted_at_once(node, core)
 
-    def _permitted_at_once(self, node: SimNode, core: Active) -> None:
+    def _permitted_at_once(self, node: SimShell, core: Active) -> None:
         if core.agent.gate.is_open and node is self.ledger.lead:
             self.ledger.settle()
 
-    def left(self, node: SimNode, port: int, frame: bytes) -> None:
+    def left(self, node: SimShell, port: int, frame: bytes) -> None:
         """`node` put `frame` on the segment of `port`, past its kernel's fence."""
         w, core = self.world, node.core
         assert isinstance(core, Active)
@@ -143,7 +143,7 @@ class Referee:
         if self.ledger.left((port, frame), w.now) and (wrong := self.explain(port, frame)):
             self.fail(f"{node!r}: {wrong}")
 
-    def _permitted(self, node: SimNode, active: Active) -> bool:
+    def _permitted(self, node: SimShell, active: Active) -> bool:
         """Nobody else may emit: struck out, proven dead, or this is a takeover by the standing grant that is being reported."""
         w, v = self.world, self.world.witness
         if (v.holder, v.term) == (node.node, active.term):
@@ -153,7 +153,7 @@ class Referee:
         # our `took` is on its way (kept in order by the keeper), and the old holder is dead or gave the term away
         return v.term == active.term - 1 and v.standby == node.node
 
-    def clock(self, node: SimNode, now_ns: int) -> None:
+    def clock(self, node: SimShell, now_ns: int) -> None:
         if node is self.ledger.lead and now_ns < self.clock_ns:
             self.fail(f"I15: {node!r} reads {now_ns / 1e6:.3f} ms after an output said {self.clock_ns / 1e6:.3f}")
 

@@ -17,7 +17,7 @@ from nfckpt.ports.port import PythonPort
 from nfckpt.wire.transport import CLOSED
 
 if TYPE_CHECKING:
-    from nfckpt.sim.node import SimNode
+    from nfckpt.sim.shell import SimShell
     from nfckpt.sim.world import World
 
 __all__ = ["HOST", "Channel", "Hub", "SimPort", "channel_pair"]
@@ -58,7 +58,7 @@ class Hub:
 class SimPort(PythonPort):
     """Port of one process on one hub. `ts` is when the frame reached this node, by the node's clock."""
 
-    def __init__(self, owner: SimNode, hub: Hub) -> None:
+    def __init__(self, owner: SimShell, hub: Hub) -> None:
         self.name = f"{owner.node}:{hub.index}"
         self._owner, self._hub, self._world = owner, hub, owner.world
         self._ring = hub.rings[owner.node]
@@ -103,7 +103,7 @@ class Channel:
         self.end_reason = ""
         self.closed: str | None = None
         self.peer: Channel
-        self.owner: SimNode
+        self.owner: SimShell
         self.last_ns = 0
         self.stalled_ns = 0             # nothing sent from here arrives before
         self.lie: tuple[int, bytearray] | None = None      # comes next, and the peer never sent it

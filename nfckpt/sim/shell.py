@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from nfckpt.clock import PairClock
 from nfckpt.failover.takeover import Takeover
 from nfckpt.failover.witness import Answer
+from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.port import Port
 from nfckpt.replica.active import Active
@@ -40,14 +41,13 @@ from nfckpt.wire import kinds
 from nfckpt.wire.messages import decode_ack
 
 if TYPE_CHECKING:
-    from nfckpt.sim.node import SimNode
     from nfckpt.sim.world import World
 
 __all__ = ["MS", "US", "SimShell", "Steps", "Stopped"]
 
 MS = 1_000_000
 US = 1000
-Steps = Iterator[int]
+Steps = Generator[int, None, None]
 
 
 class Stopped(Exception):
@@ -59,11 +59,13 @@ class Stopped(Exception):
 class SimShell:
     """State of one process of node `node`, started now, blank."""
 
+    steps: Steps
+    agent: Agent
     ctx: SimContext
     clock: PairClock
     arena: Arena
 
-    def __init__(self: SimNode, world: World, node: str, number: int) -> None:
+    def __init__(self, world: World, node: str, number: int) -> None:
         self.world, self.node, self.number, self.bounds = world, node, number, world.bounds
         self.peer = next(n for n in world.names if n != node)
         self.rng = random.Random(f"{world.seed} {node} {number}")
@@ -79,10 +81,10 @@ class SimShell:
         self.takeover: Takeover | None = None
         self.transport: Channel | None = None
         self.adopted_ns = 0
-        self.peer_life: SimNode | None = None               # pidfd and life lock of the process at the other end
+        self.peer_life: SimShell | None = None               # pidfd and life lock of the process at the other end
         self.outbox: deque[Send] = deque()
         self.answers: deque[tuple[int, Answer]] = deque()
-        self.accept: SimNode | None = None                  # a follower that dials
+        self.accept: SimShell | None = None                  # a follower that dials
         self.listening = False
         self.promoted = 0
         self.permanent_mark = 0
@@ -152,7 +154,7 @@ class SimShell:
             staged = None
         return staged is None and not self.outbox
 
-    def _perform(self: SimNode, effects: list[Effect]) -> Steps:
+    def _perform(self, effects: list[Effect]) -> Steps:
         w = self.world
         for e in effects:
             yield self._at("effect")

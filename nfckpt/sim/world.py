@@ -31,9 +31,10 @@ from nfckpt.replica.effects import Effect, Event, Send
 from nfckpt.replica.standby import Standby
 from nfckpt.sim.app import AppUnderTest
 from nfckpt.sim.faults import Faults, schedule
-from nfckpt.sim.node import SimNode, Stopped
+from nfckpt.sim.node import SimNode
 from nfckpt.sim.referee import Referee, SimViolation
 from nfckpt.sim.segment import HOST, Hub, channel_pair
+from nfckpt.sim.shell import SimShell, Stopped
 from nfckpt.wire import kinds
 
 __all__ = ["TOY", "Outcome", "SimViolation", "World"]
@@ -94,7 +95,7 @@ class World:
         self.app = AppUnderTest(app, self.bounds, self.secret)
         self.spread_ns = draw.choice((1, 100 * US, skew_ms * MS // 2))
         self.channel_ns = draw.choice((1, 50 * US, 1000 * US, 5000 * US))
-        self.channel_bytes = draw.choice((4 << 10, 1 << 20))
+        self.channel_bytes = draw.choice((300, 4 << 10, 1 << 20))
         self.witness_ns = draw.choice((10 * US, 1 * MS, 8 * MS))
         self.poll_max_ns = draw.choice((100 * US, 400 * US, 800 * US))
         self.preempt = draw.choice((0.0, 0.02, 0.2))
@@ -114,14 +115,14 @@ class World:
         self.healed = False
         self.witness = Witness()
         self.hubs = [Hub(self, i) for i in range(2)]
-        self.lives: dict[str, SimNode] = {}
+        self.lives: dict[str, SimShell] = {}
         self.referee = Referee(self)
         self.covered: set[str] = set()
         self.takeovers = self.kills = 0
         self._traffic = self.app.traffic(random.Random(f"{seed} frames"))
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=8)
         self._fence: dict[str, dict[int, int]] = {}
-        self._mark: dict[SimNode, int] = {}
+        self._mark: dict[SimShell, int] = {}
         self._asks: dict[str, int] = {}
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._count = self._lives = 0
@@ -197,7 +198,7 @@ class World:
                 + (f" --faults {','.join(map(str, sorted(self.only))) or 'none'}" if self.only is not None else "")
                 + (f" --app {app}" if app != TOY else ""))
 
-    def trace(self, node: SimNode | None, text: str) -> None:
+    def trace(self, node: SimShell | None, text: str) -> None:
         line = f"{self.at_ms():9.3f} {'' if node is None else node!r:4} {text}"
         self._hash.update(line.encode())
         self._trace.append(line)
@@ -212,18 +213,18 @@ class World:
         self.trace(node, "started")
         self._resume_at(node, self.now)
 
-    def _resume_at(self, node: SimNode, ns: int) -> None:
+    def _resume_at(self, node: SimShell, ns: int) -> None:
         node.turn += 1
         turn, node.wakes_ns = node.turn, ns
         self.at(ns, lambda: self._resume(node) if node.turn == turn and node.alive else None)
 
-    def wake(self, node: SimNode | None, ns: int) -> None:
+    def wake(self, node: SimShell | None, ns: int) -> None:
         """Something will be there for it at that time: a node that has nothing to do does not sleep longer."""
         if node is not None and node.sleeps and ns < node.wakes_ns and node.alive:
             self._resume_at(node, max(ns, self.now) + 1 + self.cpu.randrange(self.poll_max_ns))
             node.sleeps = False
 
-    def _resume(self, node: SimNode) -> None:
+    def _resume(self, node: SimShell) -> None:
         if node.stopped_until > self.now:
             self._resume_at(node, node.stopped_until)
             return
@@ -245,7 +246,7 @@ class World:
             self.referee.ended(node, e.code, e.reason)
             self._end(node, lambda channel: channel.close(), gone=True)
 
-    def _end(self, node: SimNode, leave: Callable[..., None], gone: bool) -> None:
+    def _end(self, node: SimShell, leave: Callable[..., None], gone: bool) -> None:
         node.died_ns = self.now
         node.steps.close()
         self.faults.gone(node)
@@ -257,7 +258,7 @@ class World:
             pause += self._asks[node.node] - self.now
         self.at(self.now + pause, lambda: self._start(node.node))
 
-    def kill(self, node: SimNode, why: str, machine: bool = False) -> None:
+    def kill(self, node: SimShell, why: str, machine: bool = False) -> None:
         """The process dies here. With its machine: no end of the channel, no keeper that reports it."""
         if node.alive:
             self.trace(node, f"dies: {why}")
@@ -266,7 +267,7 @@ class World:
             notice = -1 if machine else self.net.randrange(2 * MS)
             self._end(node, lambda channel: channel.crash(notice), gone=not machine)
 
-    def poll_ns(self, node: SimNode, busy: bool, most_ns: int = MS) -> int:
+    def poll_ns(self, node: SimShell, busy: bool, most_ns: int = MS) -> int:
         """Until its next poll. One that has nothing to do sleeps a millisecond, or `most_ns`, or until something comes."""
         ns = 1 + self.cpu.randrange(self.poll_max_ns) * (20 if node.slow_until > self.now else 1)
         if busy or not self.sleepy:
@@ -282,13 +283,13 @@ class World:
 
     # ── the witness ──────────────────────────────────────────────────────────────────────────────
 
-    def ask(self, node: SimNode, q: Question) -> None:
+    def ask(self, node: SimShell, q: Question) -> None:
         self._question(node.node, q, node)
 
-    def witness_late(self, node: SimNode, ns: int) -> None:
+    def witness_late(self, node: SimShell, ns: int) -> None:
         self._asks[node.node] = max(self.now, self._asks.get(node.node, 0)) + ns
 
-    def _question(self, name: str, q: Question, node: SimNode | None) -> None:
+    def _question(self, name: str, q: Question, node: SimShell | None) -> None:
         """A keeper carries questions one after the other."""
         there = max(self.now, self._asks.get(name, 0)) + 1 + self.net.randrange(self.witness_ns)
         back = there + 1 + self.net.randrange(self.witness_ns)
@@ -305,12 +306,12 @@ class World:
 
     # ── the channel ──────────────────────────────────────────────────────────────────────────────
 
-    def dial(self, follower: SimNode) -> None:
+    def dial(self, follower: SimShell) -> None:
         lead = self.lives.get(follower.peer)
         if lead is not None and lead.alive and lead.listening:
             lead.accept = follower
 
-    def connect(self, lead: SimNode, follower: SimNode) -> None:
+    def connect(self, lead: SimShell, follower: SimShell) -> None:
         lead.transport, follower.transport = channel_pair(self, self.channel_bytes)
         lead.transport.owner, follower.transport.owner = lead, follower
         lead.peer_life, follower.peer_life = follower, lead
@@ -319,28 +320,28 @@ class World:
 
     # ── the kernel's fence ───────────────────────────────────────────────────────────────────────
 
-    def fence_install(self, node: SimNode) -> None:
+    def fence_install(self, node: SimShell) -> None:
         self._fence[node.node] = {}
 
-    def fence_arm(self, node: SimNode, mark: int, ms: int) -> None:
+    def fence_arm(self, node: SimShell, mark: int, ms: int) -> None:
         """ms -1: for good."""
         if self.hosts:
             off = self.net.randrange(-KERNEL_EARLY_NS, KERNEL_LATE_NS)
             self._fence[node.node][mark] = self.far if ms < 0 else self.now + ms * MS + off
 
-    def fence_stamp(self, node: SimNode, mark: int) -> None:
+    def fence_stamp(self, node: SimShell, mark: int) -> None:
         self._mark[node] = mark
 
-    def fence_revoke(self, node: SimNode, mark: int) -> None:
+    def fence_revoke(self, node: SimShell, mark: int) -> None:
         self._fence[node.node].pop(mark, None)
 
-    def fenced(self, node: SimNode) -> bool:
+    def fenced(self, node: SimShell) -> bool:
         """Whether the node's kernel refuses its frames now."""
         return self.hosts and self._fence[node.node].get(self._mark.get(node, 0), 0) <= self.now
 
     # ── the segments ─────────────────────────────────────────────────────────────────────────────
 
-    def emit(self, node: SimNode, hub: Hub, frame: bytes) -> None:
+    def emit(self, node: SimShell, hub: Hub, frame: bytes) -> None:
         """A node's kernel takes a frame from the ring."""
         self.trace(node, f"emits {frame[14:45].hex()}")
         try:
@@ -372,7 +373,7 @@ class World:
 
     # ── what nodes report ────────────────────────────────────────────────────────────────────────
 
-    def leads(self, node: SimNode, standby: Standby | None) -> None:
+    def leads(self, node: SimShell, standby: Standby | None) -> None:
         self.trace(node, "leads blank" if standby is None else f"leads from epoch {standby.path.epoch}")
         if standby is None:
             self._recent.clear()
@@ -380,11 +381,11 @@ class World:
             self.takeovers += 1
         self.referee.leads(node, standby is None)
 
-    def captured(self, node: SimNode, core: Active) -> None:
+    def captured(self, node: SimShell, core: Active) -> None:
         self.trace(node, f"captures epoch {core.engine.epoch - 1}")
         self.referee.captured(core, self.content(core.agent.arena))
 
-    def committed(self, node: SimNode, core: Standby) -> None:
+    def committed(self, node: SimShell, core: Standby) -> None:
         path = core.path
         self.trace(node, f"commits epoch {path.epoch}")
         self.referee.committed(path.session, path.epoch, self.content(core.arena) if path.last_page else None, path.now_ns)
@@ -392,20 +393,20 @@ class World:
     def content(self, arena: Arena) -> bytes:
         return bytes(memoryview(arena.view().data)[:self._used])
 
-    def peer_error(self, node: SimNode, error: PeerError, lie: bool) -> None:
+    def peer_error(self, node: SimShell, error: PeerError, lie: bool) -> None:
         self.trace(node, f"found its peer wrong: {error.message}")
         if lie:
             self.covered.add(f"lie to {'active' if isinstance(node.core, Active) else 'standby'}")
         else:
             self.referee.fail(f"I14: {node!r} found its honest peer wrong: {error.message}")
 
-    def say(self, node: SimNode, effect: Effect) -> None:
+    def say(self, node: SimShell, effect: Effect) -> None:
         if not isinstance(effect, Send):
             self.trace(node, str(effect))
         elif effect.kind == kinds.CONTROL:
             self.trace(node, f"sends {bytes(effect.payload)[:40]!r}")
 
-    def event(self, node: SimNode, event: Event) -> None:
+    def event(self, node: SimShell, event: Event) -> None:
         if event.name == "protected" and self.referee.protected():
             self.referee.promise = True
             self.faults.protected()
