@@ -125,6 +125,8 @@ class SimFollower(SimShell):
         if kind == kinds.EPOCH and not lie:
             self.last_record = bytes(payload)
             self._records.append(self.last_record)
+            if core.path.epochs % UNDO_EVERY == 0 and core.path.last_page and not core.waiting:
+                self._undo()
         effects = core.on_message(now, kind, payload)
         if lie and not core.waiting:
             self.world.referee.fail(f"I14: {self!r} believed a message of kind {kind} that its peer never sent")
@@ -142,13 +144,15 @@ class SimFollower(SimShell):
             record = EpochRecord(bytearray(self._records.popleft()), self.arena, len(self.ports))
             self._said.append((self.now, record.n_names, record.released_through, record.next_seq))
         w.committed(self, core)
-        if path.epochs % UNDO_EVERY == 0 and path.last_page:
-            # the last record once more, and undone: nothing may have changed
-            before = w.content(self.arena)
-            record.swap(self.arena)
-            record.unswap(self.arena)
-            if w.content(self.arena) != before:
-                w.referee.fail(f"I8: epoch {path.epoch} undone does not give back what was before")
+
+    def _undo(self) -> None:
+        """I8: a record applied and undone gives back what was before."""
+        w = self.world
+        before, record = w.content(self.arena), EpochRecord(bytearray(self.last_record), self.arena, len(self.ports))
+        record.swap(self.arena)
+        record.unswap(self.arena)
+        if w.content(self.arena) != before:
+            w.referee.fail(f"I8: epoch {record.epoch} undone does not give back what was before")
 
     def _forgets(self, core: Standby) -> None:
         """Rules 6 and 7: what is older than the skew is settled, seen or not."""
