@@ -290,7 +290,7 @@ def sim(
     """Run the replication cores of both nodes in a simulated world full of faults, and check what must never be untrue.
 
     The same seed does the same, everywhere. Exit code 1 when a promise was broken: the line says how to replay it, and how with
-    the fewest faults; or when a campaign of 300 seeds or more left a transition or a fault unproven.
+    the fewest faults; or when a campaign of 500 seeds or more left a transition or a fault unproven.
     """
     import json
 

@@ -26,7 +26,7 @@ from nfckpt.sim.world import TOY, Outcome, SimViolation, World
 
 __all__ = ["FULL", "Campaign", "Report", "everything", "first_violation", "shrink"]
 
-FULL = 300                      # seeds that reach everything
+FULL = 500                      # seeds that reach everything
 TWICE = 50
 WITNESS = {"register": ("lead", "follow"), "protected": ("ok",), "solo": ("ok", "denied"), "claim": ("ok", "denied"),
            "took": ("ok",), "gone": ("ok",)}

@@ -43,12 +43,12 @@ POINTS = {                      # where a node stands between two steps; each is
 }
 
 FAULTS = {                      # name -> (weight, whom it strikes, only in profile hosts)
-    "crash active": (8, Active, False), "crash standby": (3, Standby, False),
+    "crash active": (8, Active, False), "crash standby": (6, Standby, False),
     "machine active": (4, Active, True), "machine standby": (2, Standby, True),
     "stop active": (3, Active, False), "stop standby": (2, Standby, False), "slow standby": (2, Standby, False),
     "app keeps frames": (1, Active, False), "slow witness": (1, Active, False), "cut": (2, Active, True),
     "stall out": (1, Active, True), "stall in": (1, Active, True), "stall": (1, Active, True),
-    "switch": (2, Active, False), "switch to a dead standby": (2, Active, False), "stale request": (1, Active, False),
+    "switch": (2, Active, False), "switch to a dead standby": (2, Active, False), "stale request": (3, Active, False),
     "lie": (2, Active, False), "ring drops": (3, Active, False), "tap drops": (2, Standby, False), "tap misses": (3, Standby, False),
     "double": (1, Active, False), "active sees twice": (1, Active, False), "tap sees twice": (1, Standby, False),
     "port flaps": (1, Active, False),
@@ -89,7 +89,7 @@ def schedule(seed: int, hosts: bool, mean_ms: float) -> list[Fault]:
         rng = random.Random(f"{seed} fault {number}")
         what = rng.choices(names, weights)[0]
         role = "active" if FAULTS[what][1] is Active else "standby"
-        out.append(Fault(number, what, rng.random() < 0.7, round(rng.expovariate(1 / mean_ms) * MS), rng.randrange(40),
+        out.append(Fault(number, what, rng.random() < 0.6, round(rng.expovariate(1 / mean_ms) * MS), rng.randrange(40),
                          rng.choice(POINTS[role]) if rng.random() < 0.5 else "", f"{seed} fault {number} acts"))
     return out
 
