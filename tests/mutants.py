@@ -65,8 +65,8 @@ MUTANTS = [
        "self.waiting.append(payload)\n            return [Send(kinds.ACK, self.path.ack(self.path.epoch + len(self.waiting), now))]")),
     _m("promote-without-the-backlog", "I8",         # registered and acked, applied with the next one, and not at a promotion
        (FOLLOWS, "\ncdef class StandbyPath:", "\ncdef uint8_t LATE[1 << 20]\ncdef uint64_t LATE_N = 0\n\ncdef class StandbyPath:"),
-       (FOLLOWS, "        cdef Ack ack\n        self.heard_ns = now",
-        "        cdef Ack ack\n        cdef Record late\n        global LATE_N\n        self.heard_ns = now"),
+       (FOLLOWS, "        cdef Record r\n",
+        "        cdef Record r, late\n        global LATE_N\n"),
        (FOLLOWS, "        record_apply(&r, self.arena)\n",
         "        if LATE_N and record_parse(&late, LATE, LATE_N, self.arena, self.n_ports) == 0 and late.h.session == self.session:\n"
         "            record_apply(&late, self.arena)\n        memcpy(LATE, data, n)\n        LATE_N = n\n"),
@@ -95,7 +95,6 @@ MUTANTS = [
     _m("apply-a-record-twice", "I8, I14", (FOLLOWS, "elif r.h.epoch != self.epoch + 1:", "elif r.h.epoch > self.epoch + 1:")),
     _m("apply-a-part-twice", "I8", (EPOCH, "        _swap_line(r, arena, i)\n    for i in range(r.h.n_pages):",
        "        _swap_line(r, arena, i)\n    if r.h.n_lines > 4:\n        _swap_line(r, arena, 0)\n    for i in range(r.h.n_pages):")),
-    _m("a-written-line-is-forgotten", "I8", (EPOCH, "        w = arena.bits[page]\n", "        w = arena.bits[page]\n        w = w & (w - 1) if w & (w - 1) and page & 1 else w\n")),
     _m("capture-with-frames-in-the-app", "I1", (LEADS, "if self.agent.in_flight:\n", "if False:\n")),
     _m("input-postpones-the-cut", "I3", (ENGINE, "if pending and self.opened_ns == 0:", "if pending:")),
     _m("forget-the-quiesce-number", "I11", (ENGINE, "if number != self._request or not self._requested:", "if not self._requested:")),

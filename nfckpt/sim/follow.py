@@ -141,14 +141,25 @@ class SimFollower(SimShell):
             return
         while self._checked < path.epochs:
             self._checked += 1
-            record = EpochRecord(bytearray(self._records.popleft()), self.arena, len(self.ports))
-            self._said.append((self.now, record.n_names, record.released_through, record.next_seq))
+            record = self._read(self._records.popleft())
+            if record is not None:
+                self._said.append((self.now, record.n_names, record.released_through, record.next_seq))
         w.committed(self, core)
+
+    def _read(self, payload: bytes) -> EpochRecord | None:
+        """None: it is encoded (profile hosts), which only StandbyPath can read."""
+        try:
+            return EpochRecord(bytearray(payload), self.arena, len(self.ports))
+        except PeerError:
+            self._plain = False
+            return None
 
     def _undo(self) -> None:
         """I8: a record applied and undone gives back what was before."""
         w = self.world
-        before, record = w.content(self.arena), EpochRecord(bytearray(self.last_record), self.arena, len(self.ports))
+        before, record = w.content(self.arena), self._read(self.last_record)
+        if record is None:
+            return
         record.swap(self.arena)
         record.unswap(self.arena)
         if w.content(self.arena) != before:
@@ -157,7 +168,7 @@ class SimFollower(SimShell):
     def _forgets(self, core: Standby) -> None:
         """Rules 6 and 7: what is older than the skew is settled, seen or not."""
         tap, said = core.tap, self._said
-        if tap.read_ns < self.now - 2 * tap.skew_ns:
+        if tap.read_ns < self.now - 2 * tap.skew_ns or not self._plain:
             return                                  # it does not come to reading: nothing can be called missing
         released, names = 0, 0
         for at, n, _, _ in said:
@@ -173,6 +184,7 @@ class SimFollower(SimShell):
                                         f"{core.path.next_seq - self._released} may not have left")
 
     _released = _drops = 0
+    _plain = True
     _checked = 0
 
     def _lost(self, core: Standby, now: int, reason: str, proof: bool) -> Steps:

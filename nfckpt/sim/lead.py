@@ -13,6 +13,7 @@ from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import SEND_, Burst
+from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
@@ -73,6 +74,8 @@ class SimLeader(SimFollower):
         core = _TracedActive(pair="sim", node=self.node, peer=self.peer, layout=w.layout, bounds=b, term=term, agent=agent,
                              engine=engine, writer=writer, clock=self.clock, lease=lease, kills=not w.hosts)
         core.world = w
+        if w.hosts and w.ENCODED:
+            core.path.encode_with(DeltaEncoder(arena, w.secret, b.names_max, b.gate_frames_max))
         self.core = core
         w.leads(self, standby)
         yield from self._perform(core.unlimited(self.now))
