@@ -155,7 +155,8 @@ class SimLeader(SimFollower):
                 w.peer_error(self, e, t.lying)
                 lost = e.message
             if lost and self.transport is t:
-                yield from self._perform(self._seen(core, "lost", core.on_peer_lost(now, lost, self._peer_dead())))
+                dead, now = self._peer_dead(), self.now
+                yield from self._perform(self._seen(core, "lost", core.on_peer_lost(now, lost, dead)))
                 self._drop_channel(keep_watch=core.state.value == "holding")
         if core.may_release(now):
             yield self._at("may release")
@@ -214,6 +215,7 @@ class SimLeader(SimFollower):
         for answer in self._heard():
             yield from self._perform(self._seen(core, "lost", core.on_witness(now, answer)))
         if not core.peer_dead and self._peer_dead():
+            now = self.now
             yield from self._perform(self._seen(core, "lost", core.on_peer_lost(now, "its process ended", True)))
         yield from self._perform(self._seen(core, "lost", core.tick(now)))
         self._ship(core)
