@@ -173,7 +173,7 @@ class SimFollower(SimShell):
         released, names = 0, 0
         for at, n, _, _ in said:
             names += n if at >= tap.read_ns - 2 * tap.skew_ns else 0
-        while said and said[0][0] < tap.read_ns - 4 * tap.skew_ns:
+        while said and said[0][0] < tap.read_ns - 8 * tap.skew_ns:
             released = max(released, said.popleft()[2])
         self._released = max(self._released, released)
         if core.state.value == "standby" and not core.waiting:
