@@ -74,7 +74,7 @@ class SimLeader(SimFollower):
         core = _TracedActive(pair="sim", node=self.node, peer=self.peer, layout=w.layout, bounds=b, term=term, agent=agent,
                              engine=engine, writer=writer, clock=self.clock, lease=lease, kills=not w.hosts)
         core.world = w
-        if w.hosts and w.ENCODED:
+        if w.hosts:
             core.path.encode_with(DeltaEncoder(arena, w.secret, b.names_max, b.gate_frames_max))
         self.core = core
         w.leads(self, standby)

@@ -73,7 +73,6 @@ class World:
 
     names: ClassVar[tuple[str, str]] = ("a", "b")
     EVENTS: ClassVar[int] = 1500
-    ENCODED: ClassVar[bool] = False         # delta records on hosts. Off: with parked frames they make the standby divergent
     PATIENT_MS: ClassVar[int] = 100         # claim_ms_max beyond the usual delay of the witness, as it should be
 
     def __init__(self, seed: int, *, faults: frozenset[int] | None = None, app: str = TOY,
