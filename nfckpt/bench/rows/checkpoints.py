@@ -33,7 +33,7 @@ class Rate:
 
 def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str, Any], int]:
     """(both arms, digest, settings, bytes of a record)."""
-    arena_bytes = scale.small(1 << 30, 1 << 20)
+    arena_bytes = scale.large_bytes
     app = line_writer(arena_bytes)
     with segments([udp_frame(9)]) as s, Pair(
             app, s.ports, arena_bytes=arena_bytes, burst=BURST, window=WINDOW, tap=s.tap if tap else (), tap_fds=s.fds if tap else (),

@@ -17,7 +17,7 @@ LINES = 1024
 
 
 def measure(scale: Scale) -> list[Figure]:
-    small, large = scale.small(64 << 20, 1 << 20), scale.small(1 << 30, 4 << 20)
+    small, large = scale.small(64 << 20, 1 << 20), scale.large_bytes
     lines = np.random.default_rng(1).permutation(np.arange(64, small // 64, dtype=np.uint32))[:LINES]
     two = [Loopback(line_writer(n), [Generator([bytes(64)], 1)], n) for n in (large, small)]
 
