@@ -1,7 +1,7 @@
-"""Loopback: active and standby in one process and one thread, for rows that count bytes or time one poll.
+"""Loopback: active and standby in one process and one thread, for rows that count bytes.
 
-Records are handed over as they are, or through `channel`, a pair of connected ends: encoded where bytes cost there. With `tap`, the
-standby's ports on the same segments, it finds the frames that a record names. After each `commit` both arenas agree.
+Records go through `channel`, a pair of connected ends: encoded where bytes cost there. By `tap`, its ports on the same segments, the
+standby finds the frames that a record names. After each `commit` both arenas agree.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ TAP_SKEW_NS = 20_000_000
 
 
 class Loopback:
-    """`app` over `ports`, both sides' arenas of `arena_bytes`. `last`: the record of the last commit."""
+    """`app` over `ports`, both sides' arenas of `arena_bytes`."""
 
     def __init__(self, app: NativeFunction, ports: Sequence[Port], arena_bytes: int,
-                 channel: tuple[Channel, Channel] | None = None, tap: Sequence[Port] = ()) -> None:
-        self.app, self.burst, self.channel, self.last = app, Burst(), channel, b""
+                 channel: tuple[Channel, Channel], tap: Sequence[Port]) -> None:
+        self.app, self.burst, self.channel = app, Burst(), channel
         self.arena = Arena(arena_bytes)
         fault_in(self.arena)
         app.declare(State(self.arena, seed=SECRET))
@@ -47,28 +47,26 @@ class Loopback:
         self.agent = Agent(list(ports), self.arena, gate, SECRET, names_max=1 << 14)
         self.path = ActivePath(self.agent, Engine(Bounds()), EpochWriter(SECRET), 0)
         self.encoder = DeltaEncoder(self.arena, SECRET, 1 << 14, 1 << 14)
-        if channel is not None and channel[0].costly:
+        if channel[0].costly:
             self.path.encode_with(self.encoder)
         now = time.monotonic_ns()
         self.path.begin(1, 1, now)
         self.agent.recording = self.path.holding = True
-        self.tap = Tap(list(tap), SECRET, TAP_SKEW_NS) if tap else None
+        self.tap = Tap(list(tap), SECRET, TAP_SKEW_NS)
         self.standby = StandbyPath(self.tap, Arena(arena_bytes), SECRET, now, len(ports))
         fault_in(self.standby.arena)
         self.standby.begin(1, 1, 1)
-        if self.tap is not None:
-            self.tap.open()
-            self.tap.whole()
-            self.standby.tap_open = True
-            self.path.tap_opened()
+        self.tap.open()
+        self.tap.whole()
+        self.standby.tap_open = True
+        self.path.tap_opened()
 
-    def feed(self, frames: int, at_ns: int = 0) -> int:
-        """One burst of at most so many through the app, whose clock says `at_ns` (0: the time). How many; nothing captured yet."""
+    def feed(self, frames: int, at_ns: int) -> int:
+        """One burst of at most so many through the app, whose clock says `at_ns`. How many; nothing captured yet."""
         n = self.agent.rx_burst(self.burst, frames)
         if n:
-            now = time.monotonic_ns()
-            self.path.clock_offset_ns = (at_ns or now) - now
-            self.app.process(self.burst, at_ns or now)
+            self.path.clock_offset_ns = at_ns - time.monotonic_ns()
+            self.app.process(self.burst, at_ns)
             self.agent.finish(self.burst)
         return n
 
@@ -80,27 +78,18 @@ class Loopback:
         staged = self.path.staged
         if staged is None:
             return
-        self.last = bytes(staged)
-        record: memoryview = memoryview(bytearray(self.last))
-        if self.channel is not None:
-            record = self._carry(0, kinds.EPOCH, self.last)
+        record = self._carry(0, kinds.EPOCH, staged)
         self.path.shipped()
-        if self.tap is not None:
-            self.tap.poll(now)
+        self.tap.poll(now)
         if not self.standby.commit(record, time.monotonic_ns()):
             raise DifferenceError(f"epoch {self.standby.epoch + 1} names a frame that the tap did not see")
-        said = self.standby.ack(self.standby.epoch, time.monotonic_ns())
-        ack: bytes | memoryview = said
-        if self.channel is not None:
-            ack = self._carry(1, kinds.ACK, said)
+        ack = self._carry(1, kinds.ACK, self.standby.ack(self.standby.epoch, time.monotonic_ns()))
         self.path.on_ack(ack, time.monotonic_ns(), True)
         self.agent.gate.release()
-        if self.tap is not None:
-            self.tap.poll(now)
-            self.tap.age(self.standby.released_through)
+        self.tap.poll(now)
+        self.tap.age(self.standby.released_through)
 
-    def _carry(self, end: int, kind: int, payload: bytes) -> memoryview:
-        assert self.channel is not None
+    def _carry(self, end: int, kind: int, payload: bytes | memoryview) -> memoryview:
         here, there = self.channel[end], self.channel[1 - end]
         while not here.send(kind, payload):
             here.flush()

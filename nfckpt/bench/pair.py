@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Any
 
 from nfckpt.bench.figure import DifferenceError, UnavailableError
-from nfckpt.bench.machine import free_bytes
+from nfckpt.bench.machine import room_for_arenas
 from nfckpt.checkpoint.engine import Engine
 from nfckpt.config import Bounds
 from nfckpt.errors import PeerError
@@ -98,8 +98,7 @@ class Pair:
     def __init__(self, app: NativeFunction | NetworkFunction, ports: Sequence[Port], *, arena_bytes: int, burst: int = 32,
                  window: int = 256, ring_bytes: int = 4 << 20, pages_max: int = 0, tap: Sequence[dict[str, Any]] = (),
                  tap_fds: Sequence[int] = (), skew_ms: int = 0, share_cpu: bool = False, tcp: bool = False) -> None:
-        if 5 * arena_bytes // 2 > free_bytes():
-            raise UnavailableError(f"two arenas of {arena_bytes >> 20} MiB need more memory than is free", "close something, or use --quick")
+        room_for_arenas(arena_bytes)
         self._stack = contextlib.ExitStack()
         before = os.sched_getaffinity(0)
         here, there = cpus()

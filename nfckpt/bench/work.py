@@ -83,8 +83,8 @@ def segments(frames: list[bytes], count: int = 1, *, limit: int = 0) -> Iterator
         yield Segments(ports, generator, [hub.endpoint_spec(2) for hub in hubs], [fd for hub in hubs for fd in hub.fds])
 
 
-def line_writer(arena_bytes: int, tracker: str = "barrier") -> LineWriter:
+def line_writer(arena_bytes: int) -> LineWriter:
     """An app that dirties one line a frame, uniform over the arena but its first page."""
-    app = LineWriter(arena_bytes - (64 << 10), tracker)
+    app = LineWriter(arena_bytes - (64 << 10))
     app.seed(1)
     return app

@@ -13,10 +13,13 @@ from nfckpt.native.arena cimport CHECK, LINE, PAGE, Arena
 from nfckpt.native.burst cimport Burst, SEND
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
+from nfckpt.native.epoch cimport EpochWriter, Header, Names, record_bytes_max
 from nfckpt.native.function cimport NativeFunction
+from nfckpt.native.gate cimport Gate
 from nfckpt.native.memory_port cimport MemoryRing
 from nfckpt.native.mmu cimport mmu_open
 from nfckpt.native.port cimport Port
+from nfckpt.native.sync cimport PageSync
 from nfckpt.native.tracker cimport LINES, Marks, Watch
 
 
@@ -156,7 +159,7 @@ cdef class Fed(Port):
 
 cdef class LineWriter(NativeFunction):
     """Sends every frame back, one bit of its destination changed (an output is no input), and for each adds one to a counter in a
-    line chosen uniformly from `nbytes` of arena (0: writes nothing), a region with this `tracker` and no other.
+    line chosen uniformly from `nbytes` of arena (0: writes nothing).
 
     After `watch(agent, frames)` it counts in `whole` the epochs that consumed exactly so many frames.
     """
@@ -166,17 +169,16 @@ cdef class LineWriter(NativeFunction):
     cdef bint watched
     cdef uint64_t epoch, frames, wanted
     cdef readonly uint64_t whole
-    cdef str tracker
 
-    def __init__(self, uint64_t nbytes=1 << 20, str tracker="barrier"):
+    def __init__(self, uint64_t nbytes=1 << 20):
         self.ports = ("in",)
-        self.nbytes, self.tracker = nbytes, tracker
+        self.nbytes = nbytes
 
     def declare(self, state):
         self.arena = state.arena
         self.lines = self.nbytes // LINE
         if self.lines:
-            self.off = self.arena.region("lines", self.nbytes, "bench", str(self.nbytes), tracker=self.tracker, fallback=None)
+            self.off = self.arena.region("lines", self.nbytes, "bench", str(self.nbytes))
 
     def watch(self, Agent agent, uint64_t frames):
         """Count epochs of `frames` frames from now on; the epoch that is open now ends the last count."""
@@ -279,6 +281,23 @@ cdef class ScanAndCopy:
                 self.m.bits[self.m.log[i * LINES] // LINES] = 0
             self.m.n = 0
         return began
+
+
+def timed_capture(EpochWriter writer not None, Arena arena not None, Gate gate not None, Names names not None, uint64_t epoch,
+                  uint8_t[::1] into not None):
+    """The capture of epoch `epoch` into `into`, which has room for any. Returns (ns, bytes)."""
+    cdef Header want
+    cdef uint64_t began, n
+    cdef PageSync none = PageSync(arena, 0)
+    CHECK(<uint64_t>into.shape[0] >= record_bytes_max(arena, gate, names, 0))
+    memset(&want, 0, sizeof(want))
+    want.session, want.term, want.epoch = 1, 1, epoch
+    with nogil:
+        began = monotonic_ns()
+        n = writer.measure(arena, gate, names, epoch, none, False)
+        writer.capture(arena, gate, names, &want, none, &into[0])
+        began = monotonic_ns() - began
+    return began, n
 
 
 def timed_cut(ActivePath path not None):

@@ -1,10 +1,9 @@
 """What a capture costs beside a plain copy of the same bytes, when much was written.
 
-A   so many lines, uniform over 64 MiB, are written; then one capturing poll without a channel: measure, copy into staging, count.
-    That is the pause: what a checkpoint keeps the app from its packets
+A   so many lines, uniform over 64 MiB, are written; then one capture (bench/capture.py). That is the pause: what the poll adds
 B   the same lines written again, then gathered in that order into a buffer that was used before, and nothing else
 
-Over shared memory the poll that captures also hands the record on (hash and publish in the ring): timed apart, in the note.
+The whole poll that captures, over shared memory (hash and publish in the ring are in it), is timed apart and stands in the note.
 """
 
 from __future__ import annotations
@@ -12,35 +11,34 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from nfckpt.bench.capture import Capture
 from nfckpt.bench.figure import Figure, Scale
-from nfckpt.bench.loopback import Loopback
 from nfckpt.bench.pair import Pair
 from nfckpt.bench.slices import Pairs, pairs
 from nfckpt.bench.work import line_writer, segments, udp_frame
-from nfckpt.native.bench import Generator, gather, timed_cut, write_lines
+from nfckpt.native.bench import gather, timed_cut, write_lines
 
 KEYS = ("pause_ratio",)
 SHARES = (0.001, 0.01, 0.1)
 
 
-def beside_a_copy(scale: Scale, loop: Loopback, lines: NDArray[np.uint32]) -> Pairs[float, float]:
+def beside_a_copy(scale: Scale, capture: Capture, lines: NDArray[np.uint32]) -> Pairs[float, float]:
     """ns of capturing `lines` and of copying them."""
     into, repeats = np.zeros(len(lines) * 64, np.uint8), max(1, 1000 // len(lines))
 
     def pause() -> float:
         took = []
         for _ in range(repeats):
-            write_lines(loop.arena, lines)
-            took.append(timed_cut(loop.path))
-            loop.commit()
+            capture.write(lines)
+            took.append(capture.take())
         return float(np.median(took))
 
     def copy() -> float:
         took = []
         for _ in range(repeats):
-            write_lines(loop.arena, lines)
-            took.append(gather(loop.arena, lines, into))
-            loop.commit()
+            capture.write(lines)
+            took.append(gather(capture.arena, lines, into))
+            capture.take()
         return float(np.median(took))
 
     return pairs(pause, copy, scale.small(12, 3), seconds=scale.seconds / len(SHARES), tick=scale.tick)
@@ -63,9 +61,9 @@ def measure(scale: Scale) -> list[Figure]:
     arena_bytes = scale.small(64 << 20, 1 << 20)
     rng = np.random.default_rng(1)
     shares = [rng.permutation(np.arange(64, arena_bytes // 64 - 1024, dtype=np.uint32))[:int(share * arena_bytes / 64)] for share in SHARES]
-    loop = Loopback(line_writer(arena_bytes), [Generator([bytes(64)], 1)], arena_bytes)
-    found = [beside_a_copy(scale, loop, lines) for lines in shares]
-    digest = loop.equal()
+    capture = Capture(arena_bytes)
+    found = [beside_a_copy(scale, capture, lines) for lines in shares]
+    digest = capture.equal()
     polls = whole_polls_us(arena_bytes, shares, scale.small(12, 2))
     spreads = [both.spread(lambda a, b: a / b) for both in found]
     each = ", ".join(f"{share:.1%} {spread.median:.2f} ({both.spread(lambda a, _: a).median / 1000:.1f} µs, {poll:.1f} µs)"
