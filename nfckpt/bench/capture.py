@@ -48,7 +48,7 @@ class Capture:
         """Capture what was written and bring the standby there. Returns ns of the capture."""
         self.epoch += 1
         ns, nbytes = timed_capture(self.writer, self.arena, self.gate, self.names, self.epoch, self.record)
-        EpochRecord(memoryview(self.record[:nbytes]), self.standby, 1).swap(self.standby)
+        EpochRecord(self.record[:nbytes].data, self.standby, 1).swap(self.standby)
         return ns
 
     def equal(self) -> str:

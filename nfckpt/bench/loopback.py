@@ -71,13 +71,12 @@ class Loopback:
         return n
 
     def commit(self) -> None:
-        """Capture if that is not done yet, ship, commit."""
+        """Capture, ship, commit; nothing where nothing is new."""
         now = time.monotonic_ns()
-        if self.path.staged is None:
-            self.path.poll(now)
-        staged = self.path.staged
-        if staged is None:
+        if not self.path.poll(now):
             return
+        staged = self.path.staged
+        assert staged is not None
         record = self._carry(0, kinds.EPOCH, staged)
         self.path.shipped()
         self.tap.poll(now)

@@ -57,7 +57,9 @@ from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 __all__ = ["SECRET", "SPIN", "Pair", "Slice", "cpus"]
 
 SECRET = bytes(range(7, 39))
+HANDSHAKE_MS = 60_000               # the child faults its arena in first
 SPIN = Patience(1 << 40, 0)          # never gives its CPU away
+TCP = TcpOptions(SECRET, handshake_ms_max=HANDSHAKE_MS)
 MS = 1_000_000
 DRAIN_S = 10.0
 
@@ -124,12 +126,12 @@ class Pair:
 
     def _start(self, spec: dict[str, Any], fds: Sequence[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        attempt: ShmConnect | TcpListener = ShmConnect(ours, ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=60_000))
+        attempt: ShmConnect | TcpListener = ShmConnect(ours, ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=HANDSHAKE_MS))
         if spec["tcp"]:
             attempt.close()
             server = socket.create_server(("127.0.0.1", 0))
             spec["port"] = server.getsockname()[1]
-            attempt = TcpListener(server, TcpOptions(SECRET))
+            attempt = TcpListener(server, TCP)
         with theirs:
             spec["fd"] = theirs.fileno()
             self.child = subprocess.Popen([sys.executable, "-m", "nfckpt.bench.pair", json.dumps(spec)], stdin=subprocess.PIPE,
@@ -286,9 +288,9 @@ def standby(spec: dict[str, Any]) -> None:
         tap.whole()
     attempt: ShmConnect | TcpConnect
     if spec["tcp"]:
-        attempt = TcpConnect(("127.0.0.1", spec["port"]), TcpOptions(SECRET))
+        attempt = TcpConnect(("127.0.0.1", spec["port"]), TCP)
     else:
-        attempt = ShmConnect(socket.socket(fileno=spec["fd"]), ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=60_000), role="acceptor")
+        attempt = ShmConnect(socket.socket(fileno=spec["fd"]), ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=HANDSHAKE_MS), role="acceptor")
     ring: Channel | None
     while (ring := attempt.poll()) is None:
         time.sleep(0.0005)
