@@ -40,9 +40,14 @@ class Scale:
         return max(3, round(self.seconds / 2 / self.slice_s)) if not self.tiny else 3
 
     @property
+    def quick(self) -> bool:
+        """Little time: what need not be large is not."""
+        return self.seconds <= 3
+
+    @property
     def large_bytes(self) -> int:
-        """Of an arena that stands for a large one: 1 GiB, a quarter of it when there is little time, next to nothing when tiny."""
-        return 4 << 20 if self.tiny else 1 << 30 if self.seconds > 3 else 1 << 28
+        """Of an arena that stands for a large one: 1 GiB; a quarter of it when quick, next to nothing when tiny."""
+        return 4 << 20 if self.tiny else 1 << 28 if self.quick else 1 << 30
 
     def small(self, full: int, tiny: int) -> int:
         return tiny if self.tiny else full

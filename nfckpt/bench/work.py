@@ -64,7 +64,7 @@ def teach(app: Any, now_ns: int) -> None:
 
 @dataclass(frozen=True)
 class Segments:
-    """The active's ports, and what the standby needs to tap the same segments."""
+    """The active's ports, and what the standby needs to tap the same segments (nothing, where they are the active's alone)."""
 
     ports: list[Port]
     generator: Generator
@@ -73,10 +73,16 @@ class Segments:
 
 
 @contextlib.contextmanager
-def segments(frames: list[bytes], count: int = 1, *, limit: int = 0) -> Iterator[Segments]:
-    """`count` segments in shared memory. Into the first go `frames`, in turn, as fast as the active reads them."""
+def segments(frames: list[bytes], count: int = 1, *, limit: int | None = None, tapped: bool = False) -> Iterator[Segments]:
+    """`count` segments in memory. Into the first go `frames`, in turn, as fast as the active reads them. `tapped`: the standby
+    sees them too, so they are hubs in shared memory, fed by the active's core; else ports that make their frames."""
+    if not tapped:
+        alone = Generator(frames, limit)
+        yield Segments([alone, *(Generator([frames[0]], 0) for _ in range(count - 1))], alone, [], [])
+        return
+    slot_bytes = max(map(len, frames))
     with contextlib.ExitStack() as stack:
-        hubs = [stack.enter_context(MemoryHub(3, SLOTS, 256)) for _ in range(count)]
+        hubs = [stack.enter_context(MemoryHub(3, SLOTS, slot_bytes)) for _ in range(count)]
         generator = Generator(frames, limit)
         ports: list[Port] = [stack.enter_context(hub.open(1)) for hub in hubs]
         ports[0] = Fed(generator, stack.enter_context(hubs[0].open(0)), ports[0])     # type: ignore[arg-type]

@@ -18,7 +18,8 @@ from nfckpt.native.port import Port
 class Generator(Port):
     made: int
     limit: int
-    def __init__(self, frames: Sequence[bytes], limit: int = ..., *, numbered: bool = ...) -> None: ...
+    def __init__(self, frames: Sequence[bytes], limit: int | None = ..., *, numbered: bool = ...) -> None: ...
+    def pace(self, agent: Agent | None, per_epoch: int) -> None: ...
 
 class Fed(Port):
     generator: Generator

@@ -4,7 +4,7 @@
 The limits are what no checkpoint can be faster than: `gather` copies the same lines with nothing else; `ScanAndCopy` asks the
 kernel for the written pages and copies them; `ping` sends records of the same size to a peer that only copies out and answers (`echo`).
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from nfckpt.native.active_path cimport ActivePath
@@ -43,25 +43,29 @@ cdef enum:
 cdef class Generator(Port):
     """Endless frames in, the given ones in turn; frames out are counted and forgotten.
 
-    `numbered`: the last 8 bytes of each say which it is. `limit`: frames in all (0: no end); may be moved.
+    `numbered`: the last 8 bytes of each say which it is. `limit`: frames in all (None: no end); may be moved.
     Raises ValueError for more than 4096 frames, or frames of other than 42 to 256 bytes.
     """
     cdef uint8_t* bytes_
     cdef uint32_t length[FRAMES_MAX]
-    cdef uint32_t n
+    cdef uint32_t n, at                 # frames, and which comes next
     cdef bint numbered
     cdef readonly uint64_t made
     cdef public uint64_t limit
+    cdef Agent agent
+    cdef bint paced
+    cdef int per_epoch
     cdef bytearray _memory              # what bytes_ points into
     cdef uint8_t ring[SLOTS * SLOT_BYTES]
     cdef uint64_t staged, published
 
-    def __init__(self, frames, uint64_t limit=0, *, bint numbered=True):
+    def __init__(self, frames, limit=None, *, bint numbered=True):
         cdef int i
         frames = [bytes(frame) for frame in frames]
         if not 1 <= len(frames) <= FRAMES_MAX or not all(42 <= len(frame) <= FRAME_BYTES for frame in frames):
             raise ValueError(f"1 to {FRAMES_MAX} frames of 42 to {FRAME_BYTES} bytes")
-        self.name, self.n, self.limit, self.numbered = "generator", <uint32_t>len(frames), limit, numbered
+        self.name, self.n, self.numbered = "generator", <uint32_t>len(frames), numbered
+        self.limit = UINT64_MAX if limit is None else limit
         self._memory = bytearray(b"".join(frame.ljust(FRAME_BYTES, b"\0") for frame in frames))
         cdef uint8_t[::1] view = self._memory
         self.bytes_ = &view[0]
@@ -69,18 +73,26 @@ cdef class Generator(Port):
             self.length[i] = <uint32_t>len(frames[i])
 
     cdef const uint8_t* next(self, uint32_t* n) noexcept nogil:
-        cdef uint32_t i = <uint32_t>(self.made % self.n)
-        cdef uint8_t* p = self.bytes_ + i * FRAME_BYTES     # our own memory: nobody else sees `_memory`
-        n[0] = self.length[i]
+        cdef uint8_t* p = self.bytes_ + self.at * FRAME_BYTES       # our own memory: nobody else sees `_memory`
+        n[0] = self.length[self.at]
+        self.at = self.at + 1 if self.at + 1 < self.n else 0
         if self.numbered:
             memcpy(p + n[0] - 8, &self.made, 8)
         self.made += 1
         return p
 
+    def pace(self, Agent agent, int per_epoch):
+        """From now on no more than `per_epoch` frames while one epoch of `agent` is open; None: as fast as they are read."""
+        self.agent, self.paced, self.per_epoch = agent, agent is not None, per_epoch
+
     cdef int left(self, int wanted) noexcept nogil:
-        if self.limit and self.made + wanted > self.limit:
-            return <int>(self.limit - self.made) if self.limit > self.made else 0
-        return wanted
+        if self.paced:
+            wanted = min(wanted, self.per_epoch - <int>self.agent.names.n)
+            if wanted <= 0:
+                return 0
+        if self.limit - self.made >= <uint64_t>wanted and self.limit >= self.made:
+            return wanted
+        return <int>(self.limit - self.made) if self.limit > self.made else 0
 
     cdef int rx(self, Burst b, int max_frames, uint8_t index) noexcept nogil:
         cdef int i
@@ -90,7 +102,7 @@ cdef class Generator(Port):
         cdef uint64_t now = monotonic_ns()
         max_frames = self.left(max_frames)
         for i in range(max_frames):
-            p = b.append(self.length[self.made % self.n], index, now)
+            p = b.append(self.length[self.at], index, now)
             if p == NULL:
                 return i
             data = self.next(&n)

@@ -135,9 +135,12 @@ cdef class Tap:
                 if n < 0:
                     return -1
                 for i in range(n):
-                    self._classify(
-                        nf_frame_key(self.secret, p, self._scratch.data(i), self._scratch.length[i]), <uint8_t>p,
-                        self._scratch.ts[i], self._scratch.data(i), self._scratch.length[i])
+                    self._scratch.key[i] = nf_frame_key(self.secret, p, self._scratch.data(i), self._scratch.length[i])
+                    self.expected.prefetch(self._scratch.key[i])
+                    self.inputs.prefetch(self._scratch.key[i])
+                for i in range(n):
+                    self._classify(self._scratch.key[i], <uint8_t>p, self._scratch.ts[i], self._scratch.data(i),
+                                   self._scratch.length[i])
                 total += n
                 if n < BURST_MAX and self._scratch.has_room():
                     break

@@ -1,7 +1,8 @@
 """Checkpoints a second, and how long the poll takes that makes one.
 
-A   the loop of the product, each poll that consumed something an epoch. Counted are those of exactly 32 frames (the others were
-    held up by a full window), over a slice that ends when the last of them is committed.
+A   the loop of the product, each poll that consumed something an epoch. Input is paced: no more than 32 frames an epoch, so when the
+    window of epochs on their way is full the input waits, and counted are those of exactly 32 frames, over a slice that ends when
+    the last of them is committed.
 B   records of the same size that the standby's process only copies out and answers: the channel with nothing behind it.
 """
 
@@ -21,6 +22,7 @@ from nfckpt.native.bench import gather, write_lines
 
 KEYS = ("checkpoints_per_s", "pause_us_p50", "pause_us_p99")
 BURST, WINDOW, SKEW_MS = 32, 256, 20
+PORTS = "memory, alone: they make their frames", "memory hub: the active's core also sends its input"
 BARE = "bare records of {} bytes, copied out and answered, a second"
 
 
@@ -35,9 +37,10 @@ def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str
     """(both arms, digest, settings, bytes of a record)."""
     arena_bytes = scale.large_bytes
     app = line_writer(arena_bytes)
-    with segments([udp_frame(9)]) as s, Pair(
-            app, s.ports, arena_bytes=arena_bytes, burst=BURST, window=WINDOW, tap=s.tap if tap else (), tap_fds=s.fds if tap else (),
+    with segments([udp_frame(9)], tapped=tap) as s, Pair(
+            app, s.ports, arena_bytes=arena_bytes, burst=BURST, window=WINDOW, tap=s.tap, tap_fds=s.fds,
             skew_ms=SKEW_MS if tap else 0) as pair:
+        s.generator.pace(pair.agent, BURST)
         pair.run(0.01)
         nbytes = pair.record_bytes()
 
@@ -60,7 +63,7 @@ def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str
                 raise DifferenceError(f"the tap lost frames: {pair.agent.handed_out} named, {named} found, {seen['tap_missed']} missed, "
                                       f"{pair.there['drops']} dropped by its ring")
         settings = {**pair.settings, "frame_bytes": FRAME_BYTES, "lines_per_frame": 1, "tracker": "barrier", "encoding": "raw lines",
-                    "ports": "memory; the active's core also sends its input", "tap": tap, "record_bytes": nbytes}
+                    "ports": PORTS[tap], "tap": tap, "record_bytes": nbytes}
         return both, digest, settings, nbytes
 
 

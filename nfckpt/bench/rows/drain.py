@@ -21,7 +21,7 @@ IDLE_US = 20
 def measure(scale: Scale) -> list[Figure]:
     app = NativeNat(**NAT)
     backlog = scale.small(BACKLOG, 50)
-    with segments(nat_frames(FLOWS), 2, limit=1) as s, Pair(app, s.ports, arena_bytes=app.config.arena_bytes, burst=BURST, window=BACKLOG,
+    with segments(nat_frames(FLOWS), 2, limit=1, tapped=True) as s, Pair(app, s.ports, arena_bytes=app.config.arena_bytes, burst=BURST, window=BACKLOG,
                                                             ring_bytes=32 << 20, tap=s.tap, tap_fds=s.fds, skew_ms=20) as pair:
         teach(app, time.monotonic_ns())
 

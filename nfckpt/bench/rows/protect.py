@@ -28,7 +28,7 @@ def measure(scale: Scale) -> list[Figure]:
         both = pairs(lambda: arm(True), lambda: arm(False), scale.pairs, seconds=scale.seconds, pids=[pair.child.pid], tick=scale.tick)
         digest = pair.equal()
         settings = {**pair.settings, "flows": FLOWS, "frame_bytes": FRAME_BYTES, "app": "nfckpt.native.nat:NativeNat",
-                    "ports": "memory; the active's core also sends its input"}
+                    "ports": "memory, alone: they make their frames"}
         rate = both.spread(lambda a, _: a.frames_per_s / 1e6)
         return [
             Figure.of("protect_ns", both.spread(lambda a, b: a.cpu_ns_per_frame - b.cpu_ns_per_frame), digest=digest, settings=settings,
