@@ -10,7 +10,7 @@ either kernel end received (TCP_INFO; IP and TCP headers are not in it). Bytes, 
     wire_frame_ratio   bytes for frames (names of inputs, outputs) ÷ bytes of the frames
 
 Traffic: bursts of 32 UDP frames with random payload at 100,000 frames/s of the app's clock, each of a flow drawn from all that are open;
-one in fifty opens a flow. The fewer flows, the fewer of a time stamp's bytes change and the nearer are the lines: less to divide by.
+one in fifty opens a flow. That clock begins at CLOCK_NS in every run, for which bytes of a stamp change depends on it. The fewer flows, the fewer of a time stamp's bytes change and the nearer are the lines: less to divide by.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nfckpt.ports.memory import MemoryHub
 from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 
 KEYS = ("wire_ratio", "wire_frame_ratio")
-BURST, BURST_NS = 32, 320_000
+BURST, BURST_NS, CLOCK_NS = 32, 320_000, 10**15
 FLOWS_MAX, REMOTES, FRESH = 65_536, 250, 0.02
 EPOCHS = 1000
 TCPI_BYTES_RECEIVED = 128       # offset in struct tcp_info of linux/tcp.h
@@ -73,7 +73,7 @@ class Wire:
         self.loop = Loopback(app, both[0], app.config.arena_bytes, ends, both[1])
         self.loop.commit()                                              # what is declared
         self.shadow = self.loop.arena.view().reshape(-1, 64).copy()
-        self.changed, self.at_ns = 0, time.monotonic_ns()
+        self.changed, self.at_ns = 0, CLOCK_NS
 
     def epoch(self, frames: list[tuple[int, bytes]]) -> None:
         """(port, frame): one burst, to its commit."""
@@ -123,7 +123,7 @@ def measure(scale: Scale) -> list[Figure]:
         total, for_frames, changed = (int(n) for n in wire.counts() - before)
         digest = wire.loop.equal()
     settings = {"arena_bytes": wire.loop.arena.size, "burst": BURST, "flows_max": flows_max, "flows": opened, "channel": "tcp",
-                "encoding": "deltas, tap opened", "frames_per_s": BURST * 10**9 // BURST_NS, "new_flows": FRESH, "epochs": epochs,
+                "encoding": "deltas, tap opened", "frames_per_s": BURST * 10**9 // BURST_NS, "new_flows": FRESH, "clock_ns": CLOCK_NS, "epochs": epochs,
                 "frame_bytes": FRAME_BYTES, "app": "nfckpt.native.nat:NativeNat"}
     note = (f"{total / epochs:.0f} bytes an epoch, {for_frames / epochs:.0f} of them for frames; {changed / epochs:.0f} bytes of state changed; "
             "with fewer flows fewer do, and the ratio grows")
