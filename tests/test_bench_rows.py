@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from nfckpt.bench import slices
+from nfckpt.bench.capture import Capture
 from nfckpt.bench.figure import DifferenceError, Figure, Scale
 from nfckpt.bench.pair import Pair
 from nfckpt.bench.report import listing, measure, select, table
@@ -80,6 +81,19 @@ def test_without_a_scan_the_mmu_row_says_why(monkeypatch: pytest.MonkeyPatch) ->
     errors: dict[str, str] = {}
     [figure] = measure(["mmu"], TINY, errors)
     assert not errors and figure.value is None and figure.note == "unavailable: no userfaultfd"
+
+
+@pytest.mark.parametrize("tracker", ["barrier", "mmu"])
+def test_a_capture_that_misses_a_line_is_an_error(tracker: str) -> None:
+    capture = Capture(1 << 20, tracker)
+    capture.write(np.array([100, 9000], np.uint32))
+    capture.take()
+    assert len(capture.equal()) == 64
+    capture.write(np.array([101], np.uint32))
+    capture.arena.forget_writes()
+    capture.take()
+    with pytest.raises(DifferenceError, match="differs after epoch 2"):
+        capture.equal()
 
 
 def test_scan_and_copy_copies_the_written_pages() -> None:
