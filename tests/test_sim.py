@@ -21,7 +21,6 @@ from nfckpt.sim.ledger import Ledger
 from nfckpt.sim.toy import Explain, Toy
 from nfckpt.sim.world import SimViolation, World
 
-
 OPEN = {280, 348}           # a second death while the first is being answered for: SPECIFICATION.md, "Open"
 
 
