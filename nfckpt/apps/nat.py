@@ -171,8 +171,8 @@ class Nat(NetworkFunction):
         known &= slots >= 0
         if not known.any():
             return
-        value = self._session.take(slots, mode="clip")
-        hop = self._neighbour.take(np.where(out, value["hop_out"], value["hop_in"]) * known)
+        value = self._session[slots]
+        hop = self._neighbour[np.where(out, value["hop_out"], value["hop_in"]) * known]
         known &= (value["hairpin"] == 0) & (hop["known"] != 0)
         if some_tcp:
             changes = (proto == TCP) & (STEP[out.astype(np.intp), value["tcp"], b.tcp_flags[at] & 31] != value["tcp"])
