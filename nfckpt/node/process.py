@@ -124,7 +124,7 @@ class Node(Follower, Leader):
                     "commits": path.commits, "commit_us_mean": round(path.hold_ns_sum / path.commits / 1000, 1) if path.commits else 0,
                     "aborts": core.engine.aborts, "outputs_held": gate.held_frames, "gate_refused": gate.refused_full,
                     "inputs_uncommitted": path.peer_inputs, "tap_gap": core.peer_gap, "agent": core.agent.counters(),
-                    "syncing": core.syncing, "sync_page": self.writer.next_page,
+                    "quarantined": self.quarantined, "syncing": core.syncing, "sync_page": self.writer.next_page,
                     "arena_used_bytes": core.agent.arena.used, "state": self.state.describe()}
         elif isinstance(core, Standby):
             now = time.monotonic_ns()

@@ -31,6 +31,9 @@ cdef class Arena:
     cdef uint64_t* bits         # one word a page, one bit a line: written since the last drain
     cdef uint32_t* touched      # pages whose word is not zero, in order of first write
     cdef uint32_t n_touched
+    cdef bint undoable          # pages are saved before their first write: see begin_undo
+    cdef uint8_t* saved         # page by page, in the order of `touched`
+    cdef uint64_t saved_pages   # room in `saved`
     cdef object _names          # name -> (offset, bytes, kind, params)
     cdef uint64_t _top
     cdef bint _sealed
@@ -51,6 +54,8 @@ cdef class Arena:
             if w == 0:
                 self.touched[self.n_touched] = <uint32_t>page
                 self.n_touched += 1
+                if self.undoable:
+                    self.save(page)
             self.bits[page] = w | m
             line += 1
 
@@ -64,6 +69,8 @@ cdef class Arena:
     cdef inline const void* read(self, uint64_t off) noexcept nogil:
         return self.base + off
 
+    @cython.final
+    cdef void save(self, uint64_t page) noexcept nogil
     cpdef uint64_t region(self, str name, uint64_t nbytes, str kind=*, str params=*) except? 0
     cpdef uint64_t dirty_lines(self)
     @cython.final

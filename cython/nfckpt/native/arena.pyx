@@ -22,7 +22,7 @@ import numpy as np
 
 from nfckpt.errors import ConfigError, StateError
 
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 cimport cython
@@ -82,6 +82,7 @@ cdef class Arena:
             munmap(self.base, self.size)
         free(self.bits)
         free(self.touched)
+        free(self.saved)
         if self.fd >= 0:
             os.close(self.fd)
 
@@ -178,6 +179,39 @@ cdef class Arena:
         for i in range(self.n_touched):
             self.bits[self.touched[i]] = 0
         self.n_touched = 0
+
+    # Undo: a page is saved when its first line is marked, so before it is written. Marking first is what makes that possible.
+
+    def begin_undo(self):
+        """From now on `undo` leads back to this instant. Drops all marks; costs a page's copy at the first write to each page."""
+        self.clear_dirty()
+        self.undoable = True
+
+    def end_undo(self):
+        """What was written stays. Idempotent."""
+        self.undoable = False
+        free(self.saved)
+        self.saved, self.saved_pages = NULL, 0
+
+    @cython.final
+    cdef void save(self, uint64_t page) noexcept nogil:
+        cdef uint64_t room
+        cdef void* p
+        if self.n_touched > self.saved_pages:
+            room = 2 * self.saved_pages + 16
+            p = realloc(self.saved, room * PAGE)
+            CHECK(p != NULL)            # no memory to undo with: the node stops, as it would for the exception
+            self.saved, self.saved_pages = <uint8_t*>p, room
+        memcpy(self.saved + <uint64_t>(self.n_touched - 1) * PAGE, self.base + page * PAGE, PAGE)
+
+    def undo(self):
+        """Back to `begin_undo`, which stays the instant to go back to. Raises StateError when there was none."""
+        cdef uint32_t i
+        if not self.undoable:
+            raise StateError("nothing was saved to go back to", "begin_undo() first")
+        for i in range(self.n_touched):
+            memcpy(self.base + <uint64_t>self.touched[i] * PAGE, self.saved + <uint64_t>i * PAGE, PAGE)
+        self.clear_dirty()
 
     def forget_writes(self):
         """Drop all marks: what was written so far will be sent as whole pages (start of a sync)."""

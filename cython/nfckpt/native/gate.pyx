@@ -84,6 +84,13 @@ cdef class Gate:
         self.tail += 1
         return True
 
+    def retract(self, uint64_t seq):
+        """Forget the frames from number `seq` on, as if they had never been held. Raises StateError when one of them left."""
+        if not self.head <= seq <= self.tail or seq < self.captured:
+            raise StateError(f"frames from {seq} on are not all held: {max(self.head, self.captured)} to {self.tail}")
+        self.tail = seq
+        self.buf_tail = self.held[<uint32_t>(seq - 1) & self.mask].end if seq > self.head else self.buf_head
+
     def release(self):
         """Hand every frame whose epoch is committed to its port. Returns how many. A port that is full is retried
         at the next call; frames that a port refuses for good are counted in `refused_port`."""
