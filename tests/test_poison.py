@@ -181,12 +181,12 @@ def test_a_gate_forgets_what_was_held_since() -> None:
         gate.retract(at)
 
 
-def test_a_quarantined_key_runs_out(tmp_path: Path) -> None:
+def test_a_quarantined_key_runs_out() -> None:
     from nfckpt.native.agent import Agent
     from nfckpt.native.burst import Burst
     from nfckpt.native.tap import Tap
     port = ListPort()
-    agent = Agent([port], Arena(1 << 16), Gate([port], 256, 1 << 20), SECRET)
+    agent = Agent([port], Arena(1 << 16), Gate([port]), SECRET)
     tap = Tap([port], SECRET, 1)
     tap.open()
     tap.offer(b"p" * 60, 0, 1)
