@@ -44,7 +44,7 @@ def test_a_seed_of_every_kind_is_whole() -> None:
     assert targets.loads((CORPUS / "config" / "example").read_text())
 
 
-def test_a_planted_fault_is_found_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def test_a_planted_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that lets a KeyError out on one byte."""
     def careless(payload: memoryview) -> object:
         if bytes(payload[1:2]) == b"\xff":

@@ -185,8 +185,9 @@ def seeds() -> dict[str, dict[str, bytes]]:
             agent.recording = True
             for n in range(3):
                 port[n % 2].arrive(bytes([n]) * 60, 1)
-            while agent.rx_burst(_burst):
-                agent.drop(_burst)
+            burst = Burst()
+            while agent.rx_burst(burst):
+                agent.drop(burst)
             agent.emit(1, b"o" * 61)
             arena.write_bytes(4096 + 64, b"line" * 40)
         out["epoch"][name] = bytes(writer.build(arena, gate, agent.names, 1, 2, 3, 4, 5, 3, pages))
