@@ -23,11 +23,12 @@ A pair is described by one TOML file:
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -52,6 +53,15 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """Frames handed out per poll, 1 to 256."""
     hold_us_max: int = 0
     """How long an epoch may stay open; 0: every poll that had something to say is a checkpoint."""
+    hold_policy: Literal["fixed", "auto"] = "fixed"
+    """"fixed": epochs stay open for hold_us_max. "auto": hold_us_max is the target, and the hold is the shortest that
+    hold_cpu_percent_max allows, from one burst up to the target."""
+    hold_cpu_percent_max: int = 10
+    """Policy auto: share of the packet thread's time that captures may take."""
+    hold_frames_max: int = 8192
+    """Outputs held by the open epoch; at so many it closes, however long it may stay open."""
+    hold_dirty_bytes_max: int = 16 << 20
+    """Written in the open epoch, counted in whole pages; at so much it closes."""
     quiesce_ms_max: int = 50
     """How long a cut waits for the app to let go of its frames before the attempt is ABORTED."""
     abort_max: int = 20
@@ -71,7 +81,9 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     message_bytes_max: int = 256 << 20
     """One record on the channel; lengths are checked before memory is taken."""
     sync_group_pages_max: int = 256
-    """4 KiB pages that ride on one checkpoint while a standby is synced: bounds the pause."""
+    """4 KiB pages that ride on one checkpoint while a standby is synced."""
+    sync_pause_us_max: int = 250
+    """How long a poll with pages should take: groups shrink below sync_group_pages_max to keep to it."""
     beat_ms: int = 10
     """A sign of life at least this often, sent by the packet loop itself."""
     hang_ms_max: int = 400
@@ -85,8 +97,9 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     join_ms_max: int = 10000
     """How long a blank standby tries to reach its active before it asks the witness again."""
     idle_spin_us: int = 50
+    idle_yield_us: int = 100
     idle_wait_ms_max: int = 1
-    """An idle loop spins for the first, then sleeps for at most the second."""
+    """An idle loop spins for the first, then looks again whenever nobody else needs its core, then sleeps for at most the third."""
     rx_ring_frames: int = 16384
     tx_ring_frames: int = 4096
     """Kernel rings of an AF_PACKET port, 2048 bytes a frame."""
@@ -184,11 +197,15 @@ def check(c: PairConfig) -> None:
         raise ConfigError(f"nodes.{list(c.nodes)[-1]}.address is that of the other node", "each listens on one of its own")
     for key in Bounds.__struct_fields__:
         value = getattr(b, key)
-        if not isinstance(value, bool) and value < 0:
+        if isinstance(value, int) and value < 0:
             need(False, key, "must not be negative")
     need(4096 <= b.arena_bytes <= 1 << 38, "arena_bytes", "must lie between 4096 and 2**38")
     need(1 <= b.burst_frames_max <= 256, "burst_frames_max", "must lie between 1 and 256")
     need(b.hold_us_max <= 1_000_000, "hold_us_max", "an output may not be held longer than a second")
+    need(b.hold_policy == "fixed" or b.hold_us_max >= 1, "hold_us_max", 'is the target of hold_policy = "auto": at least 1')
+    need(1 <= b.hold_cpu_percent_max <= 100, "hold_cpu_percent_max", "must lie between 1 and 100")
+    need(b.hold_frames_max >= 1, "hold_frames_max", "must be at least 1")
+    need(b.hold_dirty_bytes_max >= 4096, "hold_dirty_bytes_max", "must be at least one page, 4096")
     need(b.names_max >= 2 * b.burst_frames_max, "names_max", "must hold two bursts")
     need(b.tap_frames_max >= b.names_max, "tap_frames_max", f"must hold the names of one epoch ({b.names_max}: names_max)")
     need(b.gate_frames_max >= 16 * b.burst_frames_max, "gate_frames_max", "must hold 16 bursts")
@@ -203,6 +220,7 @@ def check(c: PairConfig) -> None:
     need(b.message_bytes_max >= epoch, "message_bytes_max",
          f"one epoch may have {epoch} bytes (arena_bytes, gate_bytes_max, names_max, sync_group_pages_max)")
     need(b.sync_group_pages_max >= 1, "sync_group_pages_max", "must be at least 1")
+    need(b.sync_pause_us_max >= 10, "sync_pause_us_max", "must be at least 10: a group has one page at least")
     need(b.epochs_outstanding_max >= 1, "epochs_outstanding_max", "must be at least 1")
     need(1 <= b.burst_ms_max <= b.hang_ms_max, "burst_ms_max", f"must lie between 1 and hang_ms_max ({b.hang_ms_max})")
     need(b.loop_ms_max >= 2 * b.hang_ms_max, "loop_ms_max", f"must be at least twice hang_ms_max ({b.hang_ms_max})")
@@ -317,7 +335,7 @@ def load(path: str | Path) -> PairConfig:
 
 def example() -> str:
     """A whole configuration that passes, every bound with its default in a comment."""
-    bounds = "\n".join(f"# {f.name} = {str(f.default).lower()}" for f in msgspec.structs.fields(Bounds))
+    bounds = "\n".join(f"# {f.name} = {json.dumps(f.default)}" for f in msgspec.structs.fields(Bounds))
     return f"""\
 # A pair for `nfckpt run`: one app, two nodes. Check it with `nfckpt config check FILE`.
 [pair]
@@ -355,7 +373,7 @@ def _blame(message: str, lines: dict[Keys, int]) -> int:
     return lines.get(("nodes",), 1)
 
 
-UNITS = {"us": "µs", "ms": "ms", "bytes": "bytes", "frames": "frames"}
+UNITS = {"us": "µs", "ms": "ms", "bytes": "bytes", "frames": "frames", "percent": "percent", "pages": "pages"}
 
 
 def _unit(key: str) -> str:

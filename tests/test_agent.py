@@ -79,7 +79,7 @@ class Watched:
     def cut(self) -> int:
         before, number = self.engine.state, self.engine.captured()
         assert self.engine.state is EpochState.CAPTURED and self.engine.epoch == number + 1
-        self._note(before, "cut")
+        self._note(EpochState.OPEN if before is EpochState.CAPTURED else before, "cut")     # the one before waits in staging
         return number
 
     def frames_out(self, now: int) -> bool:
@@ -101,10 +101,10 @@ class Watched:
         return done
 
     def ship(self, ns: int) -> None:
-        before, out = self.engine.state, self.engine.outstanding
+        staged, out = self.engine.staged, self.engine.outstanding
         self.engine.ship(ns)
-        assert self.engine.state is EpochState.OPEN and self.engine.outstanding == out + 1     # of the next one
-        self._note(before, "ship")
+        assert (self.engine.staged, self.engine.outstanding) == (staged - 1, out + 1)
+        self._note(EpochState.CAPTURED, "ship")
 
     def acked(self, epoch: int) -> int | None:
         out, ns = self.engine.outstanding, self.engine.acked(epoch)
@@ -435,16 +435,51 @@ def test_i5_only_an_ack_of_this_session_commits() -> None:
         rig.ack(2)
 
 
-def test_a_staged_record_waits_and_the_open_epoch_grows() -> None:
+def test_staging_full_the_open_epoch_grows_and_input_goes_on() -> None:
+    """Two records wait for the channel; a third capture would have to stall the app or overwrite one: it does neither."""
     rig = Rig()
     rig.protect()
-    for n in range(3):
+    for n in range(2):
         rig.agent.emit(0, frame(n))
         rig.rx()
-    assert rig.agent.epoch == 2 and rig.gate.uncaptured == 2
-    rig.path.shipped()
-    assert rig.path.staged is None and rig.rx() == 0
-    assert EpochRecord(bytearray(rig.path.staged or b""), rig.arena, 2).n_outputs == 2
+    first = bytes(rig.path.staged or b"")
+    for n in range(2, 5):
+        rig.agent.emit(0, frame(n))
+        assert rig.rx(frame(n)) == 1                    # the app gets its packets
+        rig.agent.drop(rig.burst)
+    assert (rig.path.staging.count, rig.path.staging_full) == (2, 3)
+    assert (rig.agent.epoch, rig.gate.uncaptured, rig.engine.engine.outstanding) == (3, 3, 0)
+    assert bytes(rig.path.staged or b"") == first                     # not torn by what came later
+    seen = []
+    for _ in range(3):
+        record = EpochRecord(bytearray(rig.path.staged or b""), rig.arena, 2)
+        seen.append((record.epoch, record.n_outputs, record.n_names))
+        rig.path.shipped()
+        rig.rx()
+    assert seen == [(1, 1, 0), (2, 1, 0), (3, 3, 3)] and rig.path.staged is None
+    rig.ack(3)
+    assert rig.gate.release() == 5
+
+
+def test_staging_full_for_long_stops_input_and_loses_nothing() -> None:
+    """Backpressure: the names of the open epoch run full, and frames wait in the port."""
+    rig = Rig(names=64)
+    rig.protect()
+    for n in range(200):
+        rig.ports[0].arrive(frame(n), 1)
+    got = 0
+    for _ in range(20):
+        got += rig.agent.rx_burst(rig.burst, 16)
+        rig.agent.drop(rig.burst)
+    assert rig.path.staging.count == 2 and got == 32 + 64       # two epochs of a burst each, and one full of names
+    assert rig.agent.counters()["backpressure"] > 0 and len(rig.ports[0].waiting) == 200 - got
+    for _ in range(40):
+        while rig.path.staged is not None:
+            rig.path.shipped()
+        rig.ack(rig.engine.engine.epoch - 1)
+        got += rig.agent.rx_burst(rig.burst, 16)
+        rig.agent.drop(rig.burst)
+    assert got == 200
 
 
 def test_no_more_epochs_than_may_be_outstanding() -> None:
@@ -517,6 +552,7 @@ def test_pages_ride_along_until_the_last() -> None:
     rig.protect()
     rig.path.sync_pages = True
     looked_at = 0
+    rig.path.sync.begin()
     while rig.path.sync_pages:
         rig.rx()
         record = EpochRecord(bytearray(rig.path.staged or b""), rig.arena, 2)
@@ -551,7 +587,6 @@ def every_way() -> Iterator[Watched]:
     a.cut()
     a.ship(10)
     a.cut()
-    assert not a.engine.due(0, True, True)              # one staging buffer
     a.ship(20)
     assert a.acked(2) == 20 and a.acked(1) is None and a.acked(2) is None
     assert a.frames_out(0) and a.frames_out(50 * ms - 1) and not a.frames_out(50 * ms)
@@ -606,16 +641,16 @@ def test_commits_grow_and_follow_shipping(steps: list[str]) -> None:
     engine, out, number, now = Watched(Bounds(epochs_outstanding_max=4)), list[int](), 0, 0
     for step in steps:
         e, state, now = engine.engine, engine.engine.state, now + 30 * MS
-        if step == "cut" and state in (EpochState.OPEN, EpochState.QUIESCING):
+        if step == "cut":
             engine.cut()
-        elif step == "ship" and state is EpochState.CAPTURED:
-            engine.ship(e.epoch)
-            out.append(e.epoch - 1)
+        elif step == "ship" and e.staged:
+            out.append(e.epoch - e.staged)
+            engine.ship(out[-1] + 1)
         elif step == "ack" and out:
             epoch = out[len(out) // 2]
             assert engine.acked(epoch) == epoch + 1 and e.committed == epoch
             out = [n for n in out if n > epoch]
-        elif step == "out" and state in (EpochState.OPEN, EpochState.QUIESCING):
+        elif step == "out" and state is not EpochState.CAPTURED:
             engine.frames_out(now)
         elif step == "lose":
             engine.lose()
@@ -625,4 +660,4 @@ def test_commits_grow_and_follow_shipping(steps: list[str]) -> None:
         elif step == "resume":
             engine.resume(number)
         assert e.outstanding == len(out)
-        assert e.due(now, True, True) == (e.state is not EpochState.CAPTURED and len(out) < 4)
+        assert bool(e.due(now, True, True)) == (len(out) + e.staged < 4)

@@ -17,7 +17,8 @@ from scapy.layers.inet import TCP, UDP
 from nfckpt.errors import ConfigError
 from nfckpt.ports.pcap import PcapWriter
 from nfckpt.sim.check_nf import Report, check_nf, examine
-from nfckpt.sim.nf_life import STAGES, Run
+from nfckpt.sim.nf_life import Run
+from nfckpt.sim.nf_parts import STAGES
 from nfckpt.sim.nf_traffic import made_up, steps_of
 from tests import check_apps, nat_rig
 from tests.test_examples import EXAMPLES, ROOT

@@ -95,6 +95,7 @@ class Follower:
     def __init__(self, **limits: int) -> None:
         self.active = Rig()
         self.active.protect()
+        self.active.path.sync.begin()
         self.active.path.sync_pages = True
         self.bounds = Bounds(tap_skew_ms_max=20)
         self.ports = [ListPort(), ListPort()]

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from nfckpt.errors import StateError
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
+from nfckpt.native.burst import Burst
+from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.gate import Gate
+from nfckpt.ports import Port
+from nfckpt.ports.memory import MemoryPort
 from tests.native_lab import SECRET, ListPort, frame
 
 ARENA = Arena(1 << 16)
@@ -254,3 +258,37 @@ def test_wrap_around_under_load() -> None:
 @given(st.integers(0, 1 << 30))
 def test_any_load(seed: int) -> None:
     load(seed, 30)
+
+
+def test_held_frames_wait_in_the_ports_ring_and_behind_it_in_order() -> None:
+    """Where a port can stage, the gate's bytes stay unused until its ring is full; what leaves is what was held, in order, and what
+    a capture reads is the same."""
+    a, b = MemoryPort.pair(frames=64)
+    gate = Gate([a], 256, 1 << 16)
+    agent = Agent([a], ARENA, gate, SECRET, names_max=256)
+    writer = EpochWriter(SECRET)
+    agent.forget_names()
+    hold(agent, 1, *range(16))              # a quarter of the ring, and the rest here
+    assert not a.stage_frame(frame(99))
+    hold(agent, 1, *range(16, 30))
+    hold(agent, 2, *range(30, 40))
+    record = bytes(writer.build(ARENA, gate, agent.names, 1, 1, 1, 0, 0, 0))
+    at = [record.index(frame(n)) for n in range(40)]
+    assert at == sorted(at)
+    assert gate.release() == 0 and read(b) == []
+    gate.commit(1)
+    assert gate.release() == 30 and read(b) == [frame(n) for n in range(30)]
+    hold(agent, 3, 40)                      # ten of epoch 2 are in the gate's bytes: this one may not pass them
+    gate.commit(3)
+    assert gate.release() == 11 and read(b) == [frame(n) for n in range(30, 41)]
+    hold(agent, 4, 41)
+    a.close()                               # the port is gone, a capture may still read what was held
+    assert frame(41) in bytes(writer.build(ARENA, gate, agent.names, 1, 1, 2, 0, 0, 0))
+    gate.commit(4)
+    assert gate.release() == 1 and gate.refused_port == 1
+
+
+def read(port: Port) -> list[bytes]:
+    burst = Burst()
+    port.rx_burst(burst, 256)
+    return burst.frames()

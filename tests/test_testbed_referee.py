@@ -15,31 +15,16 @@ from nfckpt.errors import StateError
 from nfckpt.native.traffic import Sender, Sink, datagram, deaf
 from nfckpt.testbed import netns
 from nfckpt.testbed.traffic import tcp
+from tests.digest_twin import nf_hash
 
 pytestmark = pytest.mark.box
-M64 = (1 << 64) - 1
 KEYS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
-
-
-def fold(a: int, b: int) -> int:
-    product = a * b
-    return product & M64 ^ product >> 64
-
-
-def nf_hash(seed: int, data: bytes) -> int:
-    """Plain-Python twin of digest.pxd."""
-    h = fold(seed ^ KEYS[0], len(data) ^ KEYS[1])
-    g = h ^ KEYS[3]
-    for i in range(0, len(data), 32):
-        w = struct.unpack("<4Q", data[i:i + 32].ljust(32, b"\0"))
-        h, g = fold(w[0] ^ KEYS[1], w[1] ^ h), fold(w[2] ^ KEYS[2], w[3] ^ g)
-    return fold(h ^ KEYS[2], g ^ KEYS[3])
 
 
 def decode(payload: bytes) -> tuple[int, int, int, int, int]:
     magic, stream, kind, seq, total, t_send, check = struct.unpack_from("<IHHQQQQ", payload)
     assert magic == 0x3155464E and payload[40:] == bytes([seq & 255]) * (len(payload) - 40)
-    assert check == nf_hash(nf_hash(0, payload[:32]), payload[40:])
+    assert check == nf_hash(KEYS, nf_hash(KEYS, 0, payload[:32]), payload[40:])
     return stream, kind, seq, total, t_send
 
 

@@ -8,10 +8,11 @@ import time
 import pytest
 
 from nfckpt.errors import NfckptError
+from nfckpt.native.tcp_channel import TcpChannel
 from nfckpt.sim.conformance import check_transport
 from nfckpt.wire.memory import memory_pair
 from nfckpt.wire.shm import ShmConnect, ShmOptions, ShmTransport
-from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions, TcpTransport
+from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 from nfckpt.wire.transport import Transport
 
 KEY = bytes(range(32))
@@ -30,7 +31,7 @@ def shm_pair(ring_bytes: int = 1 << 16, **bounds: int) -> tuple[ShmTransport, Sh
     return a, b
 
 
-def tcp_pair(**bounds: int) -> tuple[TcpTransport, TcpTransport]:
+def tcp_pair(**bounds: int) -> tuple[TcpChannel, TcpChannel]:
     options = TcpOptions(KEY, **bounds)
     with socket.create_server(("127.0.0.1", 0)) as server:
         listener = TcpListener(server, options)

@@ -25,6 +25,7 @@ from nfckpt.errors import ConfigError, MachineError, PeerError
 from nfckpt.native.shm_ring import ShmRing
 from nfckpt.native.shm_segment import SEALS, Segment
 from nfckpt.wire.shm import ShmConnect, ShmListener, ShmOptions, ShmTransport, shm_connect
+from tests.digest_twin import nf_hash
 from tests.test_wire_conformance import shm_pair
 from tests.wire_peer import body, ping, wait
 
@@ -107,25 +108,10 @@ def test_golden_segment_and_record() -> None:
     assert peek(b.tx, 128, 8) == (96).to_bytes(8, "little")
 
 
-def fold(a: int, b: int) -> int:
-    p = a * b
-    return (p ^ p >> 64) & (1 << 64) - 1
-
-
-def twin_hash(k: tuple[int, ...], seed: int, data: bytes) -> int:
-    """nf_hash in plain Python."""
-    h = fold(seed ^ k[0], len(data) ^ k[1])
-    g = h ^ k[3]
-    for at in range(0, len(data), 32):
-        w = struct.unpack("<4Q", data[at:at + 32].ljust(32, b"\0"))
-        h, g = fold(w[0] ^ k[1], w[1] ^ h), fold(w[2] ^ k[2], w[3] ^ g)
-    return fold(h ^ k[2], g ^ k[3])
-
-
 def twin_check(keys: bytes, header: bytes, payload: bytes) -> bytes:
     k = struct.unpack("<4Q", keys)
     seq = int.from_bytes(header[8:16], "little")
-    return twin_hash(k, twin_hash(k, seq, header[:24]), payload).to_bytes(8, "little")
+    return nf_hash(k, nf_hash(k, seq, header[:24]), payload).to_bytes(8, "little")
 
 
 GOLDEN_CHECK = twin_check(KEYS[0], bytes.fromhex("0500000001000000" "0000000000000000" "0500000000000000"), b"hello")
@@ -145,6 +131,17 @@ def test_a_foreign_encoder_is_understood() -> None:
     poke(a.tx, 4096, raw)
     poke(a.tx, 64, len(raw).to_bytes(8, "little"))
     assert b.recv() == (3, b"one") and b.recv() == (4, b"two" * 30) and b.recv() is None and b.closed is None
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 63, 64, 127, 128, 129, 159, 191, 192, 900])
+def test_every_length_has_the_check_of_a_foreign_encoder(n: int) -> None:
+    """The hash reads blocks, lanes and an overlapping tail: each boundary of them."""
+    a, b = ring_pair()
+    payload = bytes(random.Random(n).randbytes(n))
+    raw = record(payload, 3)
+    poke(a.tx, 4096, raw)
+    poke(a.tx, 64, len(raw).to_bytes(8, "little"))
+    assert b.recv() == (3, payload) and b.closed is None
 
 
 # ---- tampering
@@ -467,6 +464,62 @@ def test_writer_dies_in_the_middle_of_a_message(start: Callable[..., tuple[subpr
     until(lambda: t.recv() or t.closed)
     assert t.closed == "the peer's process died in the middle of a message"
     t.close()
+
+
+def test_a_record_torn_by_death_was_never_there() -> None:
+    """The writer dies before it publishes: half a record lies in its ring, beyond its write position."""
+    a, b = ring_pair()
+    watch, life = socket.socketpair()
+    there = ShmRing(b.tx, b.rx, tx_keys=KEYS[1], rx_keys=KEYS[0], sock=watch.fileno())
+    a.send(1, b"whole")
+    poke(a.tx, 4096 + 64, record(b"y" * 200, seq=1)[:100])
+    life.close()
+    assert there.peer_is_gone() and there.recv() == (1, b"whole") and there.closed is None
+    assert there.recv() is None and there.closed == "the peer's process is dead"
+    watch.close()
+
+
+def test_replayed_and_reordered_records() -> None:
+    for records in ((0, 0), (0, 2), (0, 1, 0)):
+        a, b = ring_pair()
+        raw = b"".join(record(b"%d" % seq, seq=seq) for seq in records)
+        poke(a.tx, 4096, raw)
+        poke(a.tx, 64, len(raw).to_bytes(8, "little"))
+        got = [b.recv() for _ in records]
+        assert got[-1] is None and all(got[:-1]) and b.closed == "a record is out of sequence", records
+
+
+def test_a_segment_left_by_a_dead_process() -> None:
+    """Its memfd outlives it in whoever holds a descriptor: no new session takes it, and what it said whole in its own is still read."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            left = Segment.create(4096, SESSION, 1)
+            mine = Segment.create(4096, SESSION, 2)         # stands in for the reader's: nothing was read
+            ring = ShmRing(left, Segment.open(mine.fd, SESSION, 2, 4096), tx_keys=KEYS[0], rx_keys=KEYS[1])
+            ring.send(7, b"last words")
+            socket.send_fds(theirs, [b"x"], [left.fd])
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    _, (fd,), _, _ = socket.recv_fds(ours, 16, 1)
+    os.waitpid(pid, 0)
+    theirs.close()
+    try:
+        with pytest.raises(PeerError, match="another session"):
+            Segment.open(fd, bytes(16), 1, 4096)
+        with pytest.raises(PeerError, match="role"):
+            Segment.open(fd, SESSION, 2, 4096)
+        ring = ShmRing(Segment.create(4096, SESSION, 2), Segment.open(fd, SESSION, 1, 4096), tx_keys=KEYS[1], rx_keys=KEYS[0],
+                       sock=ours.fileno())
+        assert ring.recv() == (7, b"last words")
+        assert ring.recv() is None and ring.peer_is_gone()
+        assert ring.recv() is None and ring.closed == "the peer's process is dead"
+        ring.close()
+    finally:
+        os.close(fd)
+        ours.close()
 
 
 def test_a_sleeping_reader_is_woken_by_death_and_by_last_words(

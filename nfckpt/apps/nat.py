@@ -140,9 +140,13 @@ class Nat(NetworkFunction):
         """Translate all frames of known sessions that change nothing but the time they were last seen."""
         proto, port = b.proto, b.port
         out = port == INSIDE
+        tcp, icmp = proto == TCP, proto == ICMP
+        some_tcp, some_icmp = tcp.any(), icmp.any()     # a column nobody needs costs as much as one that all do
+        known_kind = tcp | (proto == UDP)
+        if some_icmp:
+            known_kind |= icmp & (b.icmp_type == np.where(out, 8, 0))
         plain = ((b.ip_version == 4) & (b.frag == 0) & (b.vlan == 0xffff) & (self._ttl > 1) & (port <= OUTSIDE)
-                 & (self._dst_mac == self._macs[port & 1])
-                 & ((proto == TCP) | (proto == UDP) | ((proto == ICMP) & (b.icmp_type == np.where(out, 8, 0)))))
+                 & (self._dst_mac == self._macs[port & 1]) & known_kind)
         at = np.flatnonzero(plain)
         if not at.size:
             return
@@ -150,27 +154,30 @@ class Nat(NetworkFunction):
         key = np.zeros(at.size, SESSION_KEY)
         key["proto"] = proto
         key["in_ip"], key["in_port"] = b.src_ip[at], b.src_port[at]
-        key["remote_ip"] = np.where(out, b.dst_ip[at], b.src_ip[at])
-        key["remote_port"] = np.where(proto == ICMP, 0, np.where(out, b.dst_port[at], b.src_port[at]))
+        key["remote_ip"], key["remote_port"] = b.dst_ip[at], b.dst_port[at]
         known = out.copy()
         back = np.flatnonzero(~out)
         if back.size:
+            key["remote_ip"][back], key["remote_port"][back] = b.src_ip[at[back]], b.src_port[at[back]]
             mapping = self._mappings_of(proto[back], b.dst_ip[at[back]], b.dst_port[at[back]])
             hit = mapping >= 0
             inner = self.mappings.keys[mapping[hit]].view(MAPPING_KEY)[:, 0]
             back = back[hit]
             key["in_ip"][back], key["in_port"][back] = inner["in_ip"], inner["in_port"]
             known[back] = True
+        if some_icmp:
+            key["remote_port"][proto == ICMP] = 0
         slots = self.sessions.find(key)
         known &= slots >= 0
         if not known.any():
             return
-        value = self._session[slots]
-        hop = self._neighbour[np.where(out, value["hop_out"], value["hop_in"]) * known]
-        changes = (proto == TCP) & (STEP[out.astype(np.intp), value["tcp"], b.tcp_flags[at] & 31] != value["tcp"])
+        value = self._session.take(slots, mode="clip")
+        hop = self._neighbour.take(np.where(out, value["hop_out"], value["hop_in"]) * known)
         known &= (value["hairpin"] == 0) & (hop["known"] != 0)
-        if changes.any():
-            known &= ~(np.isin(slots, slots[changes]))  # order matters within such a session
+        if some_tcp:
+            changes = (proto == TCP) & (STEP[out.astype(np.intp), value["tcp"], b.tcp_flags[at] & 31] != value["tcp"])
+            if changes.any():
+                known &= ~(np.isin(slots, slots[changes]))  # order matters within such a session
         self.sessions.touch(slots[known], self._now)
         for side, fate, outward in ((known & out, Fate.SENT_OUT, True), (known & ~out, Fate.SENT_IN, False)):
             k = np.flatnonzero(side)

@@ -15,6 +15,6 @@ Quiesce requests carry numbers (I11): `request()` gives one, a stale `resume(num
 
 from __future__ import annotations
 
-from nfckpt.native.engine import TRANSITIONS, Engine, EpochState
+from nfckpt.native.engine import CAUSES, TRANSITIONS, Engine, EpochState
 
-__all__ = ["TRANSITIONS", "Engine", "EpochState"]
+__all__ = ["CAUSES", "TRANSITIONS", "Engine", "EpochState"]

@@ -10,7 +10,6 @@ from nfckpt.clock import PairClock
 from nfckpt.errors import PeerError
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native.arena import Arena
-from nfckpt.native.standby_path import WHY_IDLE as FOLLOW_IDLE
 from nfckpt.native.tap import Tap
 from nfckpt.node.shell import EXIT, MS, Shell, Stopped
 from nfckpt.replica.standby import Standby
@@ -29,6 +28,7 @@ class Follower(Shell):
         b = self.bounds
         self._warm()                # before the hello: from then on the active holds its output for our acks
         self.arena = Arena(b.arena_bytes)
+        self.arena.populate()       # a sync would wait for each page: the kernel takes longer to make one than the channel to fill it
         self.clock = PairClock()
         tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
                   b.gate_frames_max * 2, b.gate_bytes_max * 2)
@@ -57,10 +57,7 @@ class Follower(Shell):
 
     def _follow_once(self, core: Standby, now: int) -> None:
         if core.path.attached and not core.waiting and not self.outbox and self.takeover is None:
-            if core.path.run(self._slow_ns, self.bounds.idle_spin_us * 1000) == FOLLOW_IDLE:
-                self._idle_since = 1            # it has spun
-            else:
-                self._idle_since = 0
+            core.path.run(self._slow_ns, self.patience)
             now = time.monotonic_ns()
         busy = core.tap.poll(now)
         t = self.transport
@@ -105,7 +102,7 @@ class Follower(Shell):
             self._perform(self.takeover.advance(time.monotonic_ns()))
             return
         if busy:
-            self._idle_since = 0
+            self.patience.worked()
         else:
             self._idle(now)
 

@@ -2,7 +2,7 @@
 
     app loop ─► Agent.rx_burst ─► _hook: messages, releases, _slow (once a ms), cut ─► frames or "no packets"
 
-A native function over shared memory runs in ActivePath.run, without the GIL, from one look of `_slow` to the next.
+A native function runs in ActivePath.run, without the GIL, from one look of `_slow` to the next.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from nfckpt.clock import PairClock
 from nfckpt.errors import NfckptError, PeerError, StateError
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.takeover import Takeover
-from nfckpt.native.active_path import WHY_IDLE as LEAD_IDLE
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
@@ -166,12 +165,12 @@ class Leader(Shell):
         next_tick = ctx.now_ns
         assert isinstance(self.core, Active)
         path = self.core.path
-        spin_ns = self.bounds.idle_spin_us * 1000
         while agent.running:
             if isinstance(app, NativeFunction) and self.suspects is None and not self.outbox and (path.attached or not path.holding):
                 until = min(self._slow_ns, time.monotonic_ns() + next_tick - ctx.now_ns) if tick_ns else self._slow_ns
-                if path.run(app, burst, size, until, spin_ns) == LEAD_IDLE:
-                    self._handed, self._idle_since = agent.handed_out, 1        # it has spun
+                path.leave_until_ns = self.core.leave_until_ns
+                path.run(app, burst, size, until, self.patience)
+                self._handed = agent.handed_out
             if agent.rx_burst(burst, size):
                 if isinstance(app, NativeFunction):
                     app.process(burst, ctx.now_ns)
@@ -187,11 +186,12 @@ class Leader(Shell):
         now = time.monotonic_ns()
         core, agent = self.core, self.agent
         assert isinstance(core, Active)
-        busy = False
         if self.suspects is not None:
             self.suspects.accept()
         t = self.transport
-        if t is not None:
+        acks = core.path.take_acks(now) if core.path.attached else -1
+        busy = acks > 0
+        if t is not None and acks < 0:
             lost = ""
             try:
                 while (message := t.recv()) is not None:
@@ -219,19 +219,20 @@ class Leader(Shell):
             self.suspects.boundary()
             if self.suspects.over:
                 self.suspects = None
-        if core.path.staged_bytes or self.outbox:
+        if core.path.staging.count or self.outbox:
             self._push(now)
         quiet = core.path.poll(now)
-        if core.path.staged_bytes:
+        if core.path.captured:
             self._push(now)
+            core.path.spent(time.monotonic_ns() - now)
         if quiet and not agent.in_flight:
-            self._idle_since = 0
+            self.patience.worked()
             return True
         if t is not None and busy:
             t.flush()
         if busy or agent.handed_out != self._handed:
             self._handed = agent.handed_out
-            self._idle_since = 0
+            self.patience.worked()
         elif not quiet and agent.in_flight == 0 and not (agent.tap is not None and agent.tap.waiting_inputs):
             self._idle(now, self.listener.fileno())
         return quiet

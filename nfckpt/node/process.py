@@ -119,12 +119,15 @@ class Node(Follower, Leader):
                                "app": self.config.app}
         core = self.core
         if isinstance(core, Active):
-            gate, path = core.agent.gate, core.path
+            gate, path, engine = core.agent.gate, core.path, core.engine
             out |= {"role": core.state.value, "term": core.term, "protected": core.protected, "epoch": core.engine.committed,
                     "commits": path.commits, "commit_us_mean": round(path.hold_ns_sum / path.commits / 1000, 1) if path.commits else 0,
                     "aborts": core.engine.aborts, "outputs_held": gate.held_frames, "gate_refused": gate.refused_full,
                     "inputs_uncommitted": path.peer_inputs, "tap_gap": core.peer_gap, "agent": core.agent.counters(),
-                    "quarantined": self.quarantined, "syncing": core.syncing, "sync_page": self.writer.next_page,
+                    "quarantined": self.quarantined,
+                    "syncing": core.syncing, "sync_page": path.sync.next, "sync_pages_sent": path.sync.sent, "staging_full": path.staging_full,
+                    "hold_us": round(engine.hold.ns / 1000, 1), "hold_policy": self.bounds.hold_policy,
+                    "hold_binds": engine.hold.binds, "hold_cpu_percent": engine.hold.cpu_percent, "epochs_closed": engine.closed,
                     "arena_used_bytes": core.agent.arena.used, "state": self.state.describe()}
         elif isinstance(core, Standby):
             now = time.monotonic_ns()

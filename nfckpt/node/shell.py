@@ -17,8 +17,9 @@ from typing import Any
 
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native.channel import Channel
 from nfckpt.native.life import LifeWatch
-from nfckpt.native.shm_ring import ShmRing
+from nfckpt.native.patience import Patience
 from nfckpt.node.app import App
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
@@ -86,7 +87,7 @@ class Shell:
         self.ended_in_order = False
         self._slow_ns = 0
         self._drops_ns = 0
-        self._idle_since = 0
+        self.patience = Patience(self.bounds.idle_spin_us, self.bounds.idle_yield_us)
         self._poll: select.poll | None = None
         self.ports: list[Any] = []
         self.layout = b""
@@ -132,8 +133,8 @@ class Shell:
             self.pidfd = os.dup(transport.peer_pidfd)                   # type: ignore[attr-defined]
 
     def _attach(self) -> None:
-        """Over shared memory records and acks go without Python."""
-        if self.core is not None and isinstance(self.transport, ShmRing):
+        """Over a native channel records and acks go without Python."""
+        if self.core is not None and isinstance(self.transport, Channel):
             self.core.path.attach(self.transport)
 
     def _drop_channel(self, keep_watch: bool = False) -> None:
@@ -176,10 +177,9 @@ class Shell:
         while self.outbox and t.send(self.outbox[0].kind, self.outbox[0].payload):
             self.outbox.popleft()
         path = self.core.path if isinstance(self.core, Active) else None
-        staged = path.staged if path is not None else None
-        if path is not None and staged is not None and not self.outbox and t.send(kinds.EPOCH, staged):
+        staged = None
+        while path is not None and not self.outbox and (staged := path.staged) is not None and t.send(kinds.EPOCH, staged):
             path.shipped()
-            staged = None
         t.flush()
         return staged is None and not self.outbox
 
@@ -229,10 +229,8 @@ class Shell:
     # ── idling ───────────────────────────────────────────────────────────────────────────────────
 
     def _idle(self, now: int, extra: int = -1) -> None:
-        """Spin for idle_spin_us, then sleep on everything that can wake us, for at most idle_wait_ms_max."""
-        if self._idle_since == 0:
-            self._idle_since = now
-        if now - self._idle_since < self.bounds.idle_spin_us * 1000:
+        """Nothing to do: once patience is at its end, sleep on everything that can wake us, for at most idle_wait_ms_max."""
+        if not self.patience.exhausted(now):
             return
         t = self.transport
         if t is not None and not t.before_sleep():

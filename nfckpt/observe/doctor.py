@@ -371,6 +371,13 @@ def _native() -> str:
     return "loads"
 
 
+def _cipher() -> str:
+    from nfckpt.native import aead
+    if aead.make is not aead.LibcryptoAead:
+        raise MachineError(aead.IN_USE)
+    return aead.IN_USE
+
+
 def _ray() -> str:
     """Would a plain ray.init() in this environment stay on the machine? Ray itself is not imported."""
     if importlib.util.find_spec("ray") is None:
@@ -430,6 +437,7 @@ def checks(device: str | None = None) -> list[Check]:
         _try("userfaultfd WP_ASYNC", _userfaultfd, "Linux >= 6.7; without it `mmu` regions fall back to `compare`"),
         _try("transparent huge pages", _huge_pages, "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled (a fifth off a packet)"),
         _try("receive buffer", _receive_buffer, "sysctl net.core.rmem_max=16777216: measuring sinks need it"),
+        _try("channel cipher", _cipher, "OpenSSL's libcrypto.so.3 (Debian: apt-get install libssl3); until then every TCP record takes the GIL"),
         _try("Ray stays inside", _ray, "nfckpt sets this for the clusters it starts; if you start Ray yourself: export "
              + " ".join(f"{k}={v}" for k, v in RAY_SETTINGS.items()) + " http_proxy=http://127.0.0.1:9 no_proxy=127.0.0.1,localhost"),
         _try("cores", _cores, "two nodes on one core take turns: everything works, no timing means anything"),

@@ -21,7 +21,7 @@ from nfckpt.errors import MachineError
 __all__ = ["render", "serve"]
 
 Status = dict[str, dict[str, Any]]
-GROUPS = ("agent", "tap", "channel")
+GROUPS = ("agent", "tap", "channel", "epochs_closed")
 LABELS = {"node", "pid"}
 
 
@@ -50,6 +50,8 @@ class _Collector:
         for node, body in status.items():
             gauge("up", float(body.get("role") != "down"), node=node)
             gauge("role", 1, node=node, role=str(body.get("role", "down")))
+            if "hold_binds" in body:
+                gauge("hold_binds", 1, node=node, by=str(body["hold_binds"]))
             for key, value in body.items():
                 if isinstance(value, (int, float)) and key not in LABELS and key != "protected":
                     gauge(key, float(value), node=node)

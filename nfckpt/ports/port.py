@@ -6,8 +6,9 @@ Who calls           One thread, the polling thread, makes every call: rx, tx, fl
                     `counters()` may be called from elsewhere; it reads numbers that may be one burst old.
 In what order       tx any number of times, then flush once: a kick per burst, not per frame. rx whenever. Nothing waits:
                     who wants to sleep polls `fileno()`, where there is one.
-Who owns the bytes  rx copies frames out of the ring into the caller's Burst and gives the slot back at once. tx copies
-                    into the ring; the caller's bytes are free when it returns. No pointer outlives a call.
+Who owns the bytes  rx copies frames out of the ring into the caller's Burst and gives the slot back at once. tx and stage copy
+                    into the ring; the caller's bytes are free when it returns. One pointer outlives its call: where stage put a
+                    frame may be read until its publish, and as long as the port object lives even after close.
 Whose clock         Burst.ts is CLOCK_MONOTONIC ns: when the kernel saw the frame, or when its sender published it. What a
                     frame's own file or wire says of time stays there.
 
@@ -16,9 +17,13 @@ rx(burst, max, index)   Appends up to `max` frames, whole, in the order they cam
                         Returns how many, 0 when there are none, -1 when the port is gone and everything was read.
 tx(data, n)             1 taken; 0 full: flush, and try the same frame again later; -1 refused for good (shorter than 14
                         bytes, too long for the device, port gone), counted in tx_errors. A taken frame leaves in order.
+stage(data, n)          Optional (else NULL): like tx, but the frame waits in the ring, whatever is flushed, until publish. So a gate
+                        needs no bytes of its own: what it holds lies where it will leave from. While any is staged, tx
+                        answers 0; a port may stage fewer than its ring holds.
+publish()               The oldest staged frame is now as if tx had taken it: 1, or -1 when it was given up meanwhile.
 flush()                 Frames that still wait in the ring (0: the device has them all), or -1: gone. Waiting frames need
                         another flush; they leave late rather than never, and nothing overtakes them.
-discard()               Gives up what still waits. A node that stops being active calls it before anything else: frames
+discard()               Gives up what still waits, staged frames too. A node that stops being active calls it before anything else: frames
                         of the old term, held up by a fence or a dead link, must not leave in a new one (I9).
 
 Gone                A device that vanished stays gone; a new one is a new port. `why_gone()` is the PortError to raise. A
@@ -28,8 +33,8 @@ Restart             A port holds no state of the app and never travels to anothe
                     memory ring lives as long as its memfd, and a successor goes on in it.
 Counting            Every frame is in exactly one counter of `PortCounters`. Nothing is dropped in silence (I12).
 
-From Python, for scripts and tests: rx_burst, tx_burst, tx_from, tx_frame, tx_flush (they raise PortError where the native call
-says -1: gone). Native code calls rx, tx, flush of `nfckpt.native.port.Port` without the GIL, and no port that derives
+From Python, for scripts and tests: rx_burst, tx_burst, tx_from, tx_frame, tx_flush, stage_frame, publish_frame (they raise PortError where the native call
+says -1: gone). Native code calls the five of `nfckpt.native.port.Port` without the GIL, and no port that derives
 from PythonPort should carry traffic that matters.
 """
 

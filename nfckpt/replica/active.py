@@ -86,6 +86,7 @@ TRANSITIONS: dict[tuple[ActiveState, str], ActiveState] = {
 
 MS = 1_000_000
 LEASE_GUARD_NS = 10 * MS
+NEVER = (1 << 64) - 1
 
 
 class Active:
@@ -97,7 +98,7 @@ class Active:
         self.pair, self.node, self.peer, self.layout, self.key_check = pair, node, peer, layout, key_check
         self.bounds, self.term, self.lease, self.kills = bounds, term, lease, kills
         self.agent, self.engine, self.writer, self.clock = agent, engine, writer, clock
-        self.path = ActivePath(agent, engine, writer, bounds.sync_group_pages_max)
+        self.path = ActivePath(agent, engine, writer, bounds.sync_group_pages_max, bounds.sync_pause_us_max)
         self.path.clock_offset_ns = clock.offset_ns
         self.state = S.SOLO
         self.session = 0
@@ -122,7 +123,7 @@ class Active:
     @property
     def syncing(self) -> bool:
         """The follower has not been sent every page yet."""
-        return self.state is S.PROTECTING and not self.writer.sync_done
+        return self.state is S.PROTECTING and not self.path.sync.done
 
     @property
     def peer_gap(self) -> bool:
@@ -170,7 +171,7 @@ class Active:
         self.agent.recording = True
         self.agent.forget_names()
         self.agent.arena.forget_writes()
-        self.writer.restart_sync()
+        self.path.sync.begin()
         self.session = max(self.session, self.term << 32) + 1
         self.tap_open = self.whole = self.recording = self.peer_dead = self.silent = False
         self.spoke_ns = now
@@ -199,10 +200,9 @@ class Active:
             raise PeerError(f"{type(message).__name__} of another session")
         if isinstance(message, TapOpen):
             self.tap_open = True
-            self.writer.restart_sync()
             self.path.sync_pages = True
             return []
-        if isinstance(message, Whole) and self.state is S.PROTECTING and self.writer.sync_done:
+        if isinstance(message, Whole) and self.state is S.PROTECTING and self.path.sync.done:
             self.whole = True
             return [] if self.lease else self._record(now)
         if isinstance(message, Leave):
@@ -229,7 +229,12 @@ class Active:
         Only to keep things smooth: a frame that meets the closed fence stays in the port's ring, in order, and is not released
         (`gate.released_through`); it leaves when the lease is renewed, or the standby emits it.
         """
-        return self.lease is None or not self.recording or self.lease.holds(now + LEASE_GUARD_NS)
+        return now < self.leave_until_ns
+
+    @property
+    def leave_until_ns(self) -> int:
+        """The end of what `may_release` allows, as far as is known now."""
+        return NEVER if self.lease is None or not self.recording else max(0, self.lease.until_ns - LEASE_GUARD_NS)
 
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
         """The channel ended or broke the protocol, the kernel says that the process is dead (`proof`), or silence."""
@@ -354,7 +359,7 @@ class Active:
     def handed_over(self, now: int) -> list[Effect]:
         """Call while `handing_over` after each poll: hands over once nothing is open, held or on its way."""
         agent = self.agent
-        if (not self.handing_over or self.state is not S.ACTIVE or agent.pending or agent.in_flight or self.path.staged_bytes
+        if (not self.handing_over or self.state is not S.ACTIVE or agent.pending or agent.in_flight or self.path.staging.count
                 or self.engine.outstanding or agent.gate.held_frames or agent.gate.released_through != agent.gate.tail):
             return []
         self._move("handed_over")

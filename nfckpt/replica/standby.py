@@ -80,7 +80,6 @@ class Standby:
         self.covered_ns = 0
         self.waiting: deque[memoryview] = deque()       # records the tap has no room for yet
         self.handover = False
-        self.claimed = False            # the next term is ours: the active gets no answer any more, so its lease runs out
 
     def _move(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -92,6 +91,15 @@ class Standby:
     @property
     def term(self) -> int:
         return self.path.term
+
+    @property
+    def claimed(self) -> bool:
+        """The next term is ours: the active gets no answer any more, so its lease runs out."""
+        return self.path.silent
+
+    @claimed.setter
+    def claimed(self, now: bool) -> None:
+        self.path.silent = now
 
     @property
     def promotable(self) -> bool:

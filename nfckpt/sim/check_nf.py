@@ -33,7 +33,8 @@ from nfckpt.native.arena import Arena
 from nfckpt.native.parking import Parking
 from nfckpt.node.app import where
 from nfckpt.sim import nf_calls, nf_state
-from nfckpt.sim.nf_life import BOUNDS, SECRET, STAGES, App, Outcome, Run, Witness
+from nfckpt.sim.nf_life import BOUNDS, SECRET, Run
+from nfckpt.sim.nf_parts import STAGES, App, Outcome, Witness
 from nfckpt.sim.nf_report import Difference, Finding, Report, what_differs
 from nfckpt.sim.nf_shrink import Case, differ, shrink
 from nfckpt.sim.nf_traffic import Step, Traffic, from_pcaps, made_up, steps_of

@@ -170,6 +170,34 @@ def discarded_for_good(a: Port, b: Port) -> None:
     assert a.counters()["tx_errors"] == given_up
 
 
+def staged_frames_wait(a: Port, b: Port) -> None:
+    """What is staged leaves only after its publish, in order; a port that cannot stage says so and keeps nothing."""
+    frames = [numbered_frame(n, 60 + n % 5) for n in range(30)]
+    staged = sum(a.stage_frame(f) for f in frames)
+    if staged == 0:
+        _send(a, frames)
+        assert _receive(b, 30) == frames
+        return
+    assert staged == 30 and a.tx_frame(frames[0]) == 0, "tx went past a staged frame"
+    a.tx_flush()
+    assert b.rx_burst(Burst()) == 0, "a staged frame left"
+    for first, last in ((0, 1), (1, 12), (12, 30)):
+        assert [a.publish_frame() for _ in range(first, last)] == [1] * (last - first)
+        a.tx_flush()
+        assert _receive(b, last - first) == frames[first:last]
+        assert b.rx_burst(Burst()) == 0, "a frame left before its publish"
+    assert a.publish_frame() == -1
+    errors = a.counters()["tx_errors"]
+    staged = 0                              # round the ring and until it has no more room
+    while staged < FULL_FRAMES_MAX and a.stage_frame(frames[0]):
+        staged += 1
+    assert not a.stage_frame(bytes(13)) and not a.stage_frame(bytes(65_000))
+    assert a.discard() == staged and a.publish_frame() == -1 and a.counters()["tx_errors"] == errors + staged + 1
+    _send(a, frames[:3])
+    assert _receive(b, 3) == frames[:3]
+    assert a.stage_frame(frames[0])         # and closed with one staged
+
+
 def counters_add_up(a: Port, b: Port) -> None:
     """Frames and bytes sent on one side are frames and bytes received on the other, and nothing else happened."""
     frames = [numbered_frame(n, 60 + 31 * n) for n in range(40)]
@@ -202,7 +230,7 @@ def close_is_idempotent(a: Port, b: Port) -> None:
 
 CHECKS: tuple[Callable[[Port, Port], None], ...] = (
     whole_and_in_order, vlan_tags_kept, burst_limits_respected, time_is_monotonic_now, full_then_recovers,
-    refused_for_good, discarded_for_good, counters_add_up, close_is_idempotent,
+    refused_for_good, discarded_for_good, staged_frames_wait, counters_add_up, close_is_idempotent,
 )
 
 

@@ -13,12 +13,9 @@ the draw. So an app whose state is in its arena does the same in a killed run as
 
 from __future__ import annotations
 
-import hashlib
 import os
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from nfckpt.checkpoint.engine import Engine
@@ -36,120 +33,26 @@ from nfckpt.native.port import Port
 from nfckpt.native.standby_path import StandbyPath
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
-from nfckpt.ports.port import PythonPort
+from nfckpt.sim.nf_parts import (
+    STAGES,
+    App,
+    CheckContext,
+    CheckPort,
+    Killed,
+    Outcome,
+    Witness,
+    die,
+    queue_of,
+)
 from nfckpt.sim.nf_traffic import Step
 from nfckpt.state.state import State
 
-__all__ = ["STAGES", "App", "Killed", "Outcome", "Run", "Witness"]
+__all__ = ["BOUNDS", "SECRET", "Run"]
 
-App = NetworkFunction | PollingFunction | NativeFunction
-STAGES = {
-    "handed_out": "with the frames in the app's hands, none of them answered",
-    "processed": "after the app's writes, before the epoch was captured",
-    "captured": "after the capture, before the record was shipped",
-    "shipped": "with the record in the channel: the standby takes it first",
-    "applied": "when the standby had applied the record, undone it and applied it again",
-    "acked": "when the standby had the epoch, before one output left",
-    "half_released": "with half of the epoch's outputs on the segment",
-    "released": "after the last output left",
-}
 HELD_POLLS = 16                 # "no packets" that an app which keeps frames is told, before input goes on
 SECRET = bytes(range(32))
 BOUNDS = Bounds()
 GATE_BYTES = 8 << 20
-
-
-class Killed(BaseException):
-    """The active's process is no more. Apps do not catch it."""
-
-
-class Witness:
-    """What a run tells whoever watches the app; every method may be left out."""
-
-    def begins(self, app: App, dead: App | None) -> None:
-        """A life begins; `dead` is the app whose place it takes."""
-
-    def before(self, step: Step, app: App) -> None: ...
-
-    def after(self, step: Step, app: App) -> None: ...
-
-    def calling(self, method: Callable[..., None], *args: Any) -> None:
-        """Call the app."""
-        method(*args)
-
-
-@dataclass
-class Outcome:
-    """`outputs`: (port, frame, step number) in the order they left. `regions`: name → content, at the end. `error`: (step number,
-    traceback) when the app raised. `unmarked`: regions where the standby has not what the active wrote. `redeclared`: regions that `declare` wrote at a
-    takeover. `said`: counters of the agents."""
-
-    outputs: list[tuple[int, bytes, int]] = field(default_factory=list)
-    regions: dict[str, bytes] = field(default_factory=dict)
-    error: tuple[int, str] | None = None
-    unmarked: set[str] = field(default_factory=set)
-    redeclared: set[str] = field(default_factory=set)
-    said: dict[str, int] = field(default_factory=dict)
-
-    def of_port(self, port: int) -> list[bytes]:
-        return [frame for p, frame, _ in self.outputs if p == port]
-
-
-class _Port(PythonPort):
-    """One node's port. What is sent appears at the other listener and among the outputs; `room`: frames it still takes."""
-
-    def __init__(self, run: Run, index: int) -> None:
-        self.name = f"check:{index}"
-        self._run, self._index = run, index
-        self.queue: deque[tuple[bytes, int]] = deque()
-        self._taken: list[bytes] = []
-        self.room = -1
-
-    def py_rx(self, max_frames: int) -> list[tuple[bytes, int]]:
-        return [self.queue.popleft() for _ in range(min(max_frames, len(self.queue)))]
-
-    def py_tx(self, frame: bytes) -> bool:
-        if self.room == 0:
-            return False
-        self.room -= self.room > 0
-        self._taken.append(frame)
-        return True
-
-    def py_flush(self) -> int:
-        for frame in self._taken:
-            self._run.left(self, self._index, frame)
-        self._taken.clear()
-        return 0
-
-
-class _Context:
-    """nfckpt.nf.Context, with time and chance out of step and seed."""
-
-    def __init__(self, seed: int, agent: Agent) -> None:
-        self._seed, self._agent = seed, agent
-        self.soon: deque[Callable[[], None]] = deque()
-        self.now_ns = 0
-
-    def at(self, step: Step, offset: int) -> None:
-        self.now_ns, self._place, self._draws = step.now_ns, (step.number, offset), 0
-
-    def random_u64(self) -> int:
-        self._draws += 1
-        text = repr((self._seed, *self._place, self._draws)).encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-    def send(self, port: int, frame: bytes) -> bool:
-        return bool(self._agent.emit(port, frame))
-
-    def call_soon(self, fn: Callable[[], None]) -> None:
-        self.soon.append(fn)
-
-    def park(self, burst: Burst, i: int) -> int:
-        return int(self._agent.park(burst, i))
-
-    def unpark(self, handle: int) -> tuple[int, bytes]:
-        port, frame = self._agent.parking.take(handle)
-        return port, frame
 
 
 class Run:
@@ -191,21 +94,21 @@ class Run:
 
     def ports(self, n: int) -> list[Port]:
         """Of one more node on the segment; the two youngest listen."""
-        fresh: list[Port] = [_Port(self, i) for i in range(n)]
+        fresh: list[Port] = [CheckPort(i, self.left) for i in range(n)]
         self._listeners = [*self._listeners[-1:], fresh]
         return fresh
 
     def put(self, step: Step) -> None:
         """The frames of a step reach every node, once in a run."""
         for node in self._listeners:
-            _queue(node[step.port]).extend((frame, step.now_ns) for frame in step.frames)
+            queue_of(node[step.port]).extend((frame, step.now_ns) for frame in step.frames)
         self.sent += 1
 
-    def left(self, sender: _Port, index: int, frame: bytes) -> None:
+    def left(self, sender: CheckPort, index: int, frame: bytes) -> None:
         self.out.outputs.append((index, frame, self.steps[min(self.done, len(self.steps) - 1)].number))
         for node in self._listeners:
             if node[index] is not sender:
-                _queue(node[index]).append((frame, self.now))
+                queue_of(node[index]).append((frame, self.now))
 
 
 class _Life:
@@ -240,7 +143,7 @@ class _Life:
         self.agent = Agent(self.ports, self.arena, self.gate, SECRET, parking=parking)
         self.engine = Engine(BOUNDS, (dead.standby.epoch if dead is not None else 0) + 1)
         self.agent.epoch = self.engine.epoch
-        self.ctx = _Context(run.seed, self.agent)
+        self.ctx = CheckContext(run.seed, self.agent)
         self.ctx.at(run.steps[min(run.done, len(run.steps) - 1)], -1)
         if dead is not None:
             self.gate.start_at(dead.standby.next_seq)
@@ -274,8 +177,7 @@ class _Life:
         self.standby_ports = run.ports(len(self.ports))
         self.tap = Tap(self.standby_ports, SECRET, 1, 1 << 14, GATE_BYTES, 1 << 14, GATE_BYTES)
         self.standby = StandbyPath(self.tap, Arena(run.arena_bytes), SECRET, run.now)
-        writer = EpochWriter(SECRET)
-        path = self.path = ActivePath(agent, engine, writer, run.arena_bytes // 4096 + 1)
+        path = self.path = ActivePath(agent, engine, EpochWriter(SECRET), run.arena_bytes // 4096 + 1)
         engine.skip()
         agent.epoch = engine.epoch
         self.gate.shut(engine.committed)
@@ -283,7 +185,7 @@ class _Life:
         agent.recording = True
         agent.forget_names()
         self.arena.forget_writes()
-        writer.restart_sync()
+        path.sync.begin()
         path.begin(run.term << 32 | 1, run.term, run.now)
         self.standby.begin(path.session, run.term, engine.epoch)
         self.tap.open()
@@ -300,17 +202,17 @@ class _Life:
             self.gate.release()
             run.done = self.next_done
             return
-        _die(stage, "handed_out", "processed")
+        die(stage, "handed_out", "processed")
         path.poll(now)
         staged = path.staged
         if staged is None:                      # nothing was said: nothing to lose
             run.done = self.next_done
-            _die(stage, *STAGES)
+            die(stage, *STAGES)
             return
-        _die(stage, "captured")
+        die(stage, "captured")
         self.channel = record = bytearray(staged)
         path.shipped()
-        _die(stage, "shipped")
+        die(stage, "shipped")
         assert self.standby.commit(record, now), "the standby has room"
         self.channel, run.done = None, self.next_done
         if self.standby.divergent_epoch:
@@ -320,18 +222,18 @@ class _Life:
             undo.swap(self.standby.arena)
             undo.unswap(self.standby.arena)
             raise Killed
-        _die(stage, "acked")
+        die(stage, "acked")
         path.on_ack(self.standby.ack(self.standby.epoch, now), now, True)
         if stage == "half_released":
             held = self.gate.held_frames
             for port in self.ports:
-                assert isinstance(port, _Port)
+                assert isinstance(port, CheckPort)
                 port.room = held // 2
             self.gate.release()
             raise Killed
         self.gate.release()
         self.tap.poll(now)
-        _die(stage, "released")
+        die(stage, "released")
 
     def _unmarked(self) -> None:
         ours, theirs = self.regions(self.arena), self.regions(self.standby.arena)
@@ -371,7 +273,7 @@ class _Life:
                 got = self.agent.rx_burst(burst, min(left, self.run.burst_frames))
                 assert got, "what is on the segment comes"
                 left -= got
-                _die(stage, "handed_out")
+                die(stage, "handed_out")
                 if isinstance(app, NativeFunction):
                     run.witness.calling(app.process, burst, step.now_ns)
                 else:
@@ -440,19 +342,9 @@ class _PolledAgent:
         got = agent.rx_burst(burst, min(max_frames, self._left, life.run.burst_frames))
         self._left -= got
         if got:
-            _die(self._stage, "handed_out")
+            die(self._stage, "handed_out")
         return int(got)
 
     def _nothing(self, burst: Burst) -> int:
         """No packets: into a burst that is empty then, and must own nothing."""
         return int(self._agent.rx_burst(burst, 0))
-
-
-def _queue(port: Port) -> deque[tuple[bytes, int]]:
-    assert isinstance(port, _Port)
-    return port.queue
-
-
-def _die(stage: str | None, *at: str) -> None:
-    if stage in at:
-        raise Killed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nfckpt.sim.nf_life import STAGES
+from nfckpt.sim.nf_parts import STAGES
 from nfckpt.sim.nf_shrink import Case
 
 __all__ = ["KINDS", "Difference", "Finding", "Report", "what_differs"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from nfckpt.sim.nf_life import Outcome
+from nfckpt.sim.nf_parts import Outcome
 from nfckpt.sim.nf_traffic import Step
 
 __all__ = ["Case", "differ", "shrink"]

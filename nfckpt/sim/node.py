@@ -170,11 +170,11 @@ class SimNode:
         while self.outbox and t.send(self.outbox[0].kind, self.outbox[0].payload):
             self.outbox.popleft()
         path = self.core.path if isinstance(self.core, Active) else None
-        staged = path.staged if path is not None else None
-        if path is not None and staged is not None and not self.outbox and t.send(kinds.EPOCH, staged):
+        while path is not None and not self.outbox and (staged := path.staged) is not None:
+            if not t.send(kinds.EPOCH, staged):
+                return False
             path.shipped()
-            staged = None
-        return staged is None and not self.outbox
+        return not self.outbox
 
     def _perform(self, effects: list[Effect]) -> Steps:
         w = self.world
@@ -342,7 +342,7 @@ class SimNode:
         agent = self.agent = Agent(self.ports, arena, gate, w.secret, names_max=b.names_max, parking=toy.parking)
         engine = Engine(b, (standby.path.epoch if isinstance(standby, Standby) else 0) + 1)
         agent.epoch = engine.epoch
-        self.writer = EpochWriter(w.secret, 1 << 16)
+        self.writer = EpochWriter(w.secret)
         lease = LeaseClock(b.lease_ms, b.beat_ms) if w.hosts else None
         core = _TracedActive(pair="sim", node=self.node, peer=self.peer, layout=w.layout, bounds=b, term=term, agent=agent,
                              engine=engine, writer=self.writer, clock=self.clock, lease=lease, kills=not w.hosts)
@@ -408,14 +408,14 @@ class SimNode:
         yield 0
         if now >= self._slow_ns:
             yield from self._slow(core, now, filter_due)
-        if core.path.staged_bytes or self.outbox:
+        if core.path.staging.count or self.outbox:
             self._push()
             yield 0
         before = core.engine.epoch
         quiet: bool = core.path.poll(now)
         if core.engine.epoch != before:
             w.captured(self, core)
-        if core.path.staged_bytes:
+        if core.path.staging.count:
             yield 0
             self._push()
         yield 0

@@ -28,6 +28,7 @@ from nfckpt.native.bench import Generator, LineWriter
 from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.gate import Gate
+from nfckpt.native.patience import Patience
 from nfckpt.native.standby_path import WHY_MAIL, StandbyPath
 from nfckpt.native.tap import Tap
 from nfckpt.state.state import State
@@ -35,7 +36,7 @@ from nfckpt.wire.shm import ShmListener, ShmOptions, shm_connect
 
 SECRET = bytes(range(7, 39))
 FRAME = bytes.fromhex("020000000001020000000002080045000032000000004011f96a0a000001c6336402") + bytes(30)
-SPIN = 10**12
+SPIN = Patience(10**9, 0)
 
 
 def pin(cpu: int) -> None:

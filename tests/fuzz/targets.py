@@ -161,6 +161,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
     from nfckpt.native.agent import Agent
     from nfckpt.native.epoch import EpochWriter
     from nfckpt.native.gate import Gate
+    from nfckpt.native.sync import PageSync
     from nfckpt.wire import messages as m
     from tests.frames import well_formed
     out: dict[str, dict[str, bytes]] = {name: {} for name in TARGETS}
@@ -179,8 +180,9 @@ def seeds() -> dict[str, dict[str, bytes]]:
     arena.region("r", 8192)
     gate = Gate(port, 256, 1 << 20)
     agent = Agent(port, arena, gate, SECRET)
-    writer = EpochWriter(SECRET)
-    for name, pages in (("empty", 0), ("full", 0), ("pages", 4)):
+    writer, sync = EpochWriter(SECRET), PageSync(arena, 4)
+    sync.begin()
+    for name in ("empty", "full", "pages"):
         if name != "empty":
             agent.recording = True
             for n in range(3):
@@ -190,7 +192,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
                 agent.drop(burst)
             agent.emit(1, b"o" * 61)
             arena.write_bytes(4096 + 64, b"line" * 40)
-        out["epoch"][name] = bytes(writer.build(arena, gate, agent.names, 1, 2, 3, 4, 5, 3, pages))
+        out["epoch"][name] = bytes(writer.build(arena, gate, agent.names, 1, 2, 3, 4, 5, 3, sync, name == "pages"))
     for n, packet in enumerate(well_formed()):
         out["frame"][f"{n:02}"] = bytes(packet)
     out["config"] = {"example": example().encode(), "least": b'[pair]\nname="p"\napp="m:C"\n[nodes.a]\nports=["mem:1"]\n[nodes.b]\nports=["mem:2"]\n',

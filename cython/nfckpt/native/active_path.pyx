@@ -1,65 +1,70 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """ActivePath: acks in, releases out, captures: the poll boundary of the active, without the GIL.
 
-Picture     boundary(now)   ring ─acks─► engine.ack ─► gate.commit ─► gate.leave ─► ports
-                            due, in_flight == 0 ─► writer.capture ─► ring (or staged, for a channel that Python drives)
+Picture     boundary(now)   channel ─acks─► engine.ack ─► gate.commit ─► gate.leave ─► ports
+                            due, in_flight == 0 ─► writer.capture ─► staging ─► channel (or `staged`, where Python carries it)
             run()           boundary, receive, on_burst, complete, and again, until Python has something to do
 
 Who decides nothing here does: replica/active.py owns the states, sets `holding` and `sync_pages`, and is asked for everything that
-is no ack. One implementation serves both transports: shared memory calls it from `run`, TCP through `on_ack` and `captured`.
+is no ack. A native Channel (shared memory, TCP) is attached; without one (a simulator's) Python carries records and acks.
 
 Promises    I5: commit comes from acks of the present session only, for epochs that were shipped.
             I1: a capture only with no frame in the app.
 """
 from nfckpt.errors import PeerError, StateError
 
+from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport calloc, free
 from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH
 from nfckpt.native.agent cimport raise_unsendable
 from nfckpt.native.burst cimport Burst
+from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
-from nfckpt.native.epoch cimport Header
+from nfckpt.native.arena cimport PAGE
+from nfckpt.native.epoch cimport Header, record_bytes_max
 from nfckpt.native.function cimport NativeFunction
+from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
-from nfckpt.native.shm_ring cimport ShmMessage
 
 cdef enum:
-    SCAN_PAGES_MAX = 1024
     BUCKETS = 4096
 
 cdef enum Why:
     TIME = 0                    # `until_ns` has come
     MAIL = 1                    # a message that is no ack waits, or the channel ended
-    IDLE = 2                    # nothing came for `spin_ns`
+    IDLE = 2                    # nothing came, and patience is at its end
     GONE = 3                    # a port is gone
     APP = 4                     # the app's on_burst did not return 0
     UNSENDABLE = 5              # a frame was sent to a port that does not exist, or with a length that no frame has
 
 
 cdef class ActivePath:
-    """`pages_max`: pages that may ride on one epoch of a sync."""
+    """`pages_max`: pages that may ride on one epoch of a sync; `pause_us`: how long a poll with pages may take, about."""
 
-    def __cinit__(self, Agent agent not None, Engine engine not None, EpochWriter writer not None, uint32_t pages_max):
-        self.agent, self.engine, self.writer, self.pages_max = agent, engine, writer, pages_max
+    def __cinit__(self, Agent agent not None, Engine engine not None, EpochWriter writer not None, uint32_t pages_max,
+                  uint64_t pause_us=250):
+        self.agent, self.engine, self.writer = agent, engine, writer
+        self.sync = PageSync(agent.arena, pages_max, pause_us)
+        self.staging = Staging(record_bytes_max(agent.arena, agent.gate, agent.names, pages_max))
+        self.leave_until_ns = UINT64_MAX
 
     def begin(self, uint64_t session, uint64_t term, uint64_t now):
         """A follower was let in: a new session, nothing heard yet."""
         self.session, self.term = session, term
         self.peer_stamp = self.echo_ns = 0
         self.heard_ns = now
-        self.staged_bytes = 0
+        self.staging.clear()
         self.over = False
 
     def end(self):
         """The session is over: what is staged is nobody's, and nothing is captured until the next one begins."""
-        self.staged_bytes = 0
+        self.staging.clear()
         self.over = True
 
-    def attach(self, ShmRing ring):
-        """Acks come from, and records go to, this ring; None: Python carries them."""
-        self.has_ring = ring is not None
-        if ring is not None:
-            self._ring = ring
+    def attach(self, Channel channel):
+        """Acks come from, and records go to, this channel; None: Python carries them."""
+        self.has_channel = channel is not None
+        self.channel = channel
 
     # ── acks ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,10 +100,29 @@ cdef class ActivePath:
                 self.hold_ns_sum += now - captured_ns
         return 0
 
+    cdef int mail(self, uint64_t now) noexcept nogil:
+        """Take all acks that have come: how many. -1: what comes next is for Python, or the channel has ended."""
+        cdef Message m
+        cdef int r, n = 0
+        while True:
+            r = self.channel.pop(&m)
+            if r != 1:
+                return n if r == 0 else -1
+            if m.kind != KIND_ACK or self.session == 0 or self.over or self.take_ack(m.data, m.n, now, True) < 0:
+                self.channel.put_back(&m)
+                return -1
+            n += 1
+
+    def take_acks(self, uint64_t now):
+        """Take all acks that have come, and hand on what waits: how many. -1: what comes next is for Python, or the channel has ended."""
+        cdef int n = self.mail(now)
+        self.channel.drain()
+        return n
+
     @property
     def attached(self):
-        """Acks and records go through a ring by themselves."""
-        return bool(self.has_ring)
+        """Acks and records go through a channel by themselves."""
+        return bool(self.has_channel)
 
     def heard(self, uint64_t now):
         """Some other message of the follower."""
@@ -112,11 +136,21 @@ cdef class ActivePath:
 
     cdef bint cut(self, uint64_t now) noexcept nogil:
         cdef Header want
-        cdef bint crowded
-        if not self.holding or self.over or self.staged_bytes:
+        cdef bint crowded, after_cut = self.captured
+        cdef uint64_t n
+        cdef uint8_t* buf
+        self.captured = False
+        if not self.holding or self.over:
             return False
+        self.pages_ride = self.sync_pages and self.sync.ready(self.engine.committed)
         crowded = self.agent.names.n * 2 > self.agent.names.capacity or self.agent.gate.crowded()
-        if not self.engine.is_due(now, self.sync_pages or self.agent.has_pending(), crowded):
+        # pages alone are no reason to cut twice in a row: between two groups the app gets its packets
+        if self.engine.is_due(now, (self.pages_ride and not after_cut) or self.agent.has_pending(), crowded,
+                              self.agent.gate.tail - self.agent.gate.captured, <uint64_t>self.agent.arena.n_touched * PAGE) < 0:
+            return False
+        buf = self.staging.room()
+        if buf == NULL:                     # the channel is behind: the open epoch grows
+            self.staging_full += 1
             return False
         if self.agent.in_flight:
             return self.engine.quiet(now)
@@ -126,40 +160,59 @@ cdef class ActivePath:
         want.now_ns = <uint64_t>(<int64_t>now + self.clock_offset_ns)
         want.echo_ns = self.echo_ns
         want.ports_empty = self.agent.ports_empty
-        self.staged_bytes = self.writer.capture(self.agent.arena, self.agent.gate, self.agent.names, &want,
-                                                self.pages_max if self.sync_pages else 0, SCAN_PAGES_MAX)
-        if self.staged_bytes < 0:           # no memory for the record: nothing was drained, the epoch grows
-            self.staged_bytes = 0
-            return False
-        self.staged_ns = now
+        n = self.writer.capture(self.agent.arena, self.agent.gate, self.agent.names, &want, self.sync, self.pages_ride, buf)
+        self.staging.put(n, now)
+        self.captured = True
+        self.cut_ns = now
         self.echo_ns = self.peer_stamp
         self.agent.ports_empty = 0
-        if self.sync_pages and self.writer.sync_done:
+        if self.sync.done:
             self.sync_pages = False
         self.engine.capture()
         self.agent.epoch = self.engine.epoch
-        if self.has_ring:
+        if self.has_channel:
             self.push()
         return True
 
-    cdef bint push(self) noexcept nogil:
-        if self._ring.push(KIND_EPOCH, self.writer.buf, <uint64_t>self.staged_bytes) != 1:
-            return False
-        self.staged_bytes = 0
-        self.engine.took(self.staged_ns)
-        return True
+    cdef void push(self) noexcept nogil:
+        """Hand on what is staged. Behind a record that the channel has only half handed on, the next waits here rather than in its
+        backlog: there it would be copied once more."""
+        while self.staging.count:
+            if self.channel.waiting() and not self.channel.drain():
+                return
+            if self.channel.push(KIND_EPOCH, self.staging.oldest(), self.staging.nbytes[self.staging.first]) != 1:
+                break
+            self.engine.took(self.staging.pop())
+        self.channel.drain()
 
     @property
     def staged(self):
-        """The captured record that the channel has not taken yet, or None. Valid until `shipped`."""
-        if self.staged_bytes == 0:
+        """The oldest captured record that the channel has not taken yet, or None. Valid until `shipped`."""
+        if self.staging.count == 0:
             return None
-        return <uint8_t[:self.staged_bytes]>self.writer.buf
+        return <uint8_t[:self.staging.nbytes[self.staging.first]]>self.staging.oldest()
 
     def shipped(self):
         """The channel took `staged`."""
-        self.staged_bytes = 0
-        self.engine.took(self.staged_ns)
+        self.engine.took(self.staging.pop())
+
+    # ── what a capture costs ─────────────────────────────────────────────────────────────────────
+
+    cdef bint timed(self) noexcept nogil:
+        """Does somebody ask how long the poll took that has just captured?"""
+        return self.pages_ride or self.engine.hold.adaptive or self.pause_ns != NULL
+
+    def spent(self, uint64_t ns):
+        """The poll that captured took `ns`, shipping included. For a loop in Python; `run` sees for itself."""
+        self.charge(ns)
+
+    cdef void charge(self, uint64_t ns) noexcept nogil:
+        if self.pages_ride:                 # the sync's cost bounds its groups, and says nothing about the hold
+            self.sync.took(ns)
+        else:
+            self.engine.hold.spent(self.cut_ns, ns)
+        if self.pause_ns != NULL:
+            self.note_pause(ns)
 
     def beat(self):
         """(echo_ns, ports_empty) for a beat: the same word as a record carries, and it starts anew. While the open epoch has
@@ -167,7 +220,7 @@ cdef class ActivePath:
         too while a record waits in staging: the beat overtakes it."""
         cdef uint64_t echo = self.echo_ns
         cdef uint32_t empty = self.agent.ports_empty
-        if self.agent.names.n or self.staged_bytes:
+        if self.agent.names.n or self.staging.count:
             return int(echo), 0
         self.echo_ns = self.peer_stamp
         self.agent.ports_empty = 0
@@ -201,7 +254,7 @@ cdef class ActivePath:
             run += self.pauses_seen[i]
             for name, share in (("pause_us_p50", 0.5), ("pause_us_p99", 0.99)):
                 if name not in out and total and run >= share * total:
-                    out[name] = (i + 1) * 16 / 1000
+                    out[name] = (i + 1) * 16 / 1000.0
         return out
 
     def __dealloc__(self):
@@ -211,29 +264,19 @@ cdef class ActivePath:
 
     cdef int boundary(self, uint64_t now) noexcept nogil:
         """0 read on, 1 answer "no packets", 2 Python has a message to look at (or the channel ended)."""
-        cdef ShmMessage m
-        cdef int r
         self.polls += 1
-        if self.has_ring:
-            while True:
-                r = self._ring.pop(&m)
-                if r != 1:
-                    break
-                if m.kind != KIND_ACK or self.take_ack(m.data, m.n, now, True) < 0:
-                    self._ring.put_back(&m)
-                    return 2
-            if r < 0:
+        if self.has_channel:
+            if self.mail(now) < 0:
                 return 2
-            if self.staged_bytes and not self.push():
-                self.agent.gate.leave()
-                return 0
-        self.agent.gate.leave()
+            self.push()
+        if now < self.leave_until_ns:
+            self.agent.gate.leave()
         return self.cut(now)
 
-    def run(self, NativeFunction app not None, Burst burst not None, int max_frames, uint64_t until_ns, uint64_t spin_ns):
+    def run(self, NativeFunction app not None, Burst burst not None, int max_frames, uint64_t until_ns, Patience patience not None):
         """Poll, and poll again, until there is something for Python: returns one of WHY. `burst` owns no frame."""
         cdef int why = TIME, n
-        cdef uint64_t now, idle_ns = 0
+        cdef uint64_t now
         cdef Agent agent = self.agent
         with nogil:
             while True:
@@ -243,26 +286,24 @@ cdef class ActivePath:
                 agent.c.polls += 1
                 n = self.boundary(now)
                 if n:
-                    if self.pause_ns != NULL and n == 1:
-                        self.note_pause(monotonic_ns() - now)
+                    if self.captured and self.timed():
+                        self.charge(monotonic_ns() - now)
                     if n == 2:
                         why = MAIL
                         break
-                    idle_ns = 0
+                    patience.busy()
                     continue
                 burst.clear()
                 n = agent.receive(burst, max_frames, now)
                 if n == 0:
-                    if idle_ns == 0:
-                        idle_ns = now
-                    elif now - idle_ns > spin_ns:
+                    if patience.idle(now):
                         why = IDLE
                         break
                     continue
                 if n < 0:
                     why = GONE
                     break
-                idle_ns = 0
+                patience.busy()
                 if app.on_burst(burst, <uint64_t>(<int64_t>now + self.clock_offset_ns)):
                     why = APP
                     break

@@ -16,10 +16,17 @@ cdef class AfPacketRing(Port):
     cdef uint32_t tx_next           # next slot to fill
     cdef uint32_t tx_kick           # oldest slot the device may not have taken
     cdef uint32_t tx_waiting        # slots from tx_kick to tx_next
+    cdef uint32_t tx_staged         # slots from tx_next on: written, not yet committed
+    cdef uint8_t* closed            # what base was, while a gate may still read staged frames
 
     cdef int rx(self, Burst b, int max_frames, uint8_t index) noexcept nogil
     cdef int tx(self, const uint8_t* data, uint32_t n) noexcept nogil
     cdef int flush(self) noexcept nogil
+    cdef const uint8_t* stage(self, const uint8_t* data, uint32_t n) noexcept nogil
+    cdef int publish(self) noexcept nogil
+    cdef void* _fill(self, const uint8_t* data, uint32_t n) noexcept nogil
+    cdef void _give(self, void* slot) noexcept nogil
+    cdef bint _legal(self, const uint8_t* data, uint32_t n) noexcept nogil
     cdef void _look(self) noexcept nogil
     cdef void _advance(self) noexcept nogil
     cdef void _lose(self) noexcept nogil

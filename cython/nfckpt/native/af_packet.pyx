@@ -175,24 +175,57 @@ cdef class AfPacketRing(Port):
             self._look()
         return -1 if self.gone else 0
 
-    cdef int tx(self, const uint8_t* data, uint32_t n) noexcept nogil:
-        cdef slot_t* s
+    cdef bint _legal(self, const uint8_t* data, uint32_t n) noexcept nogil:
+        """PACKET_LOSS makes the kernel skip what it dislikes without a word, so what it dislikes is found here."""
         cdef uint32_t limit = self.mtu + ETH_HEADER
         if n > limit and n <= limit + VLAN_TAG and data[12] == 0x81 and data[13] == 0:
             limit += VLAN_TAG
-        # PACKET_LOSS makes the kernel skip what it dislikes without a word, so what it dislikes is found here
-        if self.base == NULL or self.gone or n < ETH_HEADER or n > limit or n > self.slot_bytes - TX_DATA:
-            self.c.tx_errors += 1
-            return -1
-        s = <slot_t*>(self.base + <size_t>(self.rx_slots + self.tx_next) * self.slot_bytes)
-        if self.tx_waiting == self.tx_slots or slot_status(s) != TP_STATUS_AVAILABLE:
-            self.c.tx_full += 1
-            return 0
+        return self.base != NULL and not self.gone and ETH_HEADER <= n <= limit and n <= self.slot_bytes - TX_DATA
+
+    cdef void* _fill(self, const uint8_t* data, uint32_t n) noexcept nogil:
+        """Write one frame into the slot behind those that wait and those that are staged. NULL: the ring is full."""
+        cdef uint32_t at = self.tx_next + self.tx_staged
+        cdef slot_t* s
+        if at >= self.tx_slots:
+            at -= self.tx_slots
+        s = <slot_t*>(self.base + <size_t>(self.rx_slots + at) * self.slot_bytes)
+        if self.tx_waiting + self.tx_staged == self.tx_slots or slot_status(s) != TP_STATUS_AVAILABLE:
+            return NULL
         s.tp_len = n
         memcpy(<uint8_t*>s + TX_DATA, data, n)
-        slot_give(s, TP_STATUS_SEND_REQUEST)
+        return s
+
+    cdef int tx(self, const uint8_t* data, uint32_t n) noexcept nogil:
+        cdef void* s
+        if not self._legal(data, n):
+            self.c.tx_errors += 1
+            return -1
+        s = self._fill(data, n) if self.tx_staged == 0 else NULL
+        if s == NULL:
+            self.c.tx_full += 1
+            return 0
+        self._give(s)
+        return 1
+
+    cdef void _give(self, void* slot) noexcept nogil:
+        slot_give(<slot_t*>slot, TP_STATUS_SEND_REQUEST)
         self.tx_next = self.tx_next + 1 if self.tx_next + 1 < self.tx_slots else 0
         self.tx_waiting += 1
+
+    cdef const uint8_t* stage(self, const uint8_t* data, uint32_t n) noexcept nogil:
+        # the kernel stops at the first slot that is not marked for it: what is staged waits, whatever is kicked
+        cdef void* s = self._fill(data, n) if self._legal(data, n) else NULL
+        if s == NULL:
+            return NULL
+        self.tx_staged += 1
+        return <const uint8_t*>s + TX_DATA
+
+    cdef int publish(self) noexcept nogil:
+        if self.tx_staged == 0 or self.base == NULL or self.gone:
+            self.c.tx_errors += 1
+            return -1
+        self.tx_staged -= 1
+        self._give(self.base + <size_t>(self.rx_slots + self.tx_next) * self.slot_bytes)
         return 1
 
     cdef int flush(self) noexcept nogil:
@@ -250,7 +283,8 @@ cdef class AfPacketRing(Port):
 
     def discard(self):
         # the kernel looks for work at tx_kick and nowhere else: what is filled next must begin there again
-        cdef int given_up = self.tx_waiting
+        cdef int given_up = self.tx_waiting + self.tx_staged
+        self.tx_staged = 0
         while self.tx_waiting:
             self.tx_next = (self.tx_next if self.tx_next else self.tx_slots) - 1
             slot_give(<slot_t*>(self.base + <size_t>(self.rx_slots + self.tx_next) * self.slot_bytes),
@@ -282,9 +316,12 @@ cdef class AfPacketRing(Port):
         """Unmap and close. Frames not yet taken by the device are given up, and counted in tx_errors."""
         if self.base != NULL:
             self.refresh_counters()
+            if self.tx_staged:                  # the gate over it may read them until it is gone too
+                self.closed = self.base
             self.discard()
             self.gone = True
-            munmap(self.base, self.map_bytes)
+            if self.closed == NULL:
+                munmap(self.base, self.map_bytes)
             self.base = NULL
             os.close(self.fd)
             self.fd = -1
@@ -293,6 +330,8 @@ cdef class AfPacketRing(Port):
         if self.base != NULL:
             munmap(self.base, self.map_bytes)
             os.close(self.fd)
+        if self.closed != NULL:
+            munmap(self.closed, self.map_bytes)
 
 
 cdef extern from "sys/socket.h" nogil:

@@ -88,7 +88,7 @@ cdef class Agent:
             return 0
         n = self.read(burst, max_frames, now)
         if n > 0:
-            parse(burst, 0)
+            parse(burst, 0, n)
             self.in_flight += n
             self.c.handed_out += n
             for i in range(n):
@@ -171,25 +171,28 @@ cdef class Agent:
 
     cdef int send(self, Burst burst) noexcept nogil:
         """tx_burst without the GIL. -1: a frame was sent to a port that does not exist, or with a length that no frame has."""
-        cdef int i, sent = 0
+        cdef int i, sent = 0, done = 0
         cdef uint8_t v
+        cdef bint unsendable = False
         for i in range(burst.n):
             v = burst.verdict[i]
             if v == SEND:
                 if burst.out_port[i] >= self._ports.n or not 0 < burst.length[i] <= FRAME_MAX:
-                    return -1
+                    unsendable = True
+                    break
                 if not self.gate.hold(burst.out_port[i], burst.data(i), burst.length[i], self.epoch):
                     self.c.refused_full += 1
                     continue
                 sent += 1
-                self.c.sent += 1
             elif v == DROP:
                 self.c.dropped += 1
             else:
                 continue
             burst.verdict[i] = DONE
-            self.in_flight -= 1
-        return sent
+            done += 1
+        self.c.sent += sent
+        self.in_flight -= done
+        return -1 if unsendable else sent
 
     def drop(self, Burst burst not None):
         """Drop every frame the app still owns in `burst`. Returns how many."""
@@ -218,6 +221,8 @@ cdef class Agent:
         cdef int i, sent = self.send(burst)
         if sent < 0:
             return -1
+        if self.in_flight == 0:         # the app decided on every frame
+            return sent
         for i in range(burst.n):
             if burst.verdict[i] == OWNED:
                 self.c.undecided += 1

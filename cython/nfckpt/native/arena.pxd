@@ -18,6 +18,7 @@ cdef extern from *:
     #endif
     """
     void CHECK(bint c) noexcept nogil
+    void __builtin_prefetch(const void*, int) noexcept nogil
 
 cdef enum:
     LINE = 64
@@ -64,6 +65,12 @@ cdef class Arena:
         """Mark, then hand out the pointer: the only way to a writable byte."""
         self.mark(off, n)
         return self.base + off
+
+    @cython.final
+    cdef inline void expect(self, uint64_t off) noexcept nogil:
+        """A write of the line at `off` comes soon: ask for it and for its mark, all of a burst before the first is needed."""
+        __builtin_prefetch(self.base + off, 1)
+        __builtin_prefetch(&self.bits[off >> 12], 1)
 
     @cython.final
     cdef inline const void* read(self, uint64_t off) noexcept nogil:

@@ -22,6 +22,7 @@ import numpy as np
 
 from nfckpt.errors import ConfigError, StateError
 
+from libc.errno cimport EFAULT, ENOMEM, errno
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
@@ -32,6 +33,8 @@ cdef extern from "sys/mman.h" nogil:
     int munmap(void*, size_t)
     int madvise(void*, size_t, int)
     enum: PROT_READ, PROT_WRITE, MAP_SHARED, MADV_HUGEPAGE
+cdef enum:
+    MADV_POPULATE_WRITE = 23        # Linux 5.14; older kernels refuse it, and fault the pages in one by one
 
 
 cdef class Arena:
@@ -105,6 +108,11 @@ cdef class Arena:
         self._top = off + (nbytes + PAGE - 1) // PAGE * PAGE
         self._names[name] = (int(off), int(nbytes), kind, params)
         return off
+
+    def populate(self):
+        """Take the memory now instead of page by page at the first writes. Raises StateError when it cannot be had."""
+        if madvise(self.base, self.size, MADV_POPULATE_WRITE) and errno in (ENOMEM, EFAULT):
+            raise StateError(f"no memory for an arena of {self.size} bytes", "lower arena_bytes or free memory")
 
     def seal(self):
         """No region can be declared any more. Idempotent."""

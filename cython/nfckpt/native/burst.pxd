@@ -56,9 +56,25 @@ cdef class Burst:
         return self.buf + self.off[i]
 
     @cython.final
-    cdef void clear(self) noexcept nogil
-    @cython.final
-    cdef uint8_t* append(self, uint32_t nbytes, uint8_t port, uint64_t ts) noexcept nogil
+    cdef inline void clear(self) noexcept nogil:
+        self.n = 0
+        self.buf_used = 0
+
     @cython.final
     cdef inline bint has_room(self) noexcept nogil:
         return self.n < BURST_MAX and self.buf_bytes - self.buf_used >= FRAME_MAX + 2 * HEADROOM
+
+    @cython.final
+    cdef inline uint8_t* append(self, uint32_t nbytes, uint8_t port, uint64_t ts) noexcept nogil:
+        """Room for one more frame, or NULL when the burst is full. `nbytes` <= FRAME_MAX."""
+        cdef int i = self.n
+        if nbytes > FRAME_MAX or not self.has_room():
+            return NULL
+        self.off[i] = self.buf_used + HEADROOM
+        self.buf_used = (self.off[i] + nbytes + 63) & ~<uint32_t>63
+        self.length[i] = nbytes
+        self.port[i] = port
+        self.ts[i] = ts
+        self.verdict[i] = OWNED
+        self.n = i + 1
+        return self.buf + self.off[i]

@@ -75,24 +75,6 @@ cdef class Burst:
     def __dealloc__(self):
         free(self.buf)
 
-    cdef void clear(self) noexcept nogil:
-        self.n = 0
-        self.buf_used = 0
-
-    cdef uint8_t* append(self, uint32_t nbytes, uint8_t port, uint64_t ts) noexcept nogil:
-        """Room for one more frame, or NULL when the burst is full. `nbytes` <= FRAME_MAX."""
-        cdef int i = self.n
-        if nbytes > FRAME_MAX or not self.has_room():
-            return NULL
-        self.off[i] = self.buf_used + HEADROOM
-        self.buf_used = (self.off[i] + nbytes + 63) & ~<uint32_t>63
-        self.length[i] = nbytes
-        self.port[i] = port
-        self.ts[i] = ts
-        self.verdict[i] = OWNED
-        self.n = i + 1
-        return self.buf + self.off[i]
-
     def __len__(self):
         return self.n
 

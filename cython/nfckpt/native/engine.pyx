@@ -10,6 +10,8 @@ from nfckpt.errors import PeerError
 
 from nfckpt.native.arena cimport CHECK
 
+CAUSES = ("time", "frames", "bytes", "crowded", "request")
+
 
 class EpochState(Enum):
     OPEN = "open"
@@ -52,7 +54,8 @@ cdef class Engine:
         self.epoch = first_epoch
         self.committed = first_epoch - 1
         self._state = OPEN
-        self.hold_ns = bounds.hold_us_max * 1000
+        self.hold = Hold(bounds.hold_us_max, bounds.hold_cpu_percent_max if bounds.hold_policy == "auto" else 0)
+        self.frames_max, self.dirty_max = bounds.hold_frames_max, bounds.hold_dirty_bytes_max
         self.quiesce_ns = bounds.quiesce_ms_max * 1000000
         self.outstanding_max = min(OUTSTANDING_MAX, bounds.epochs_outstanding_max)
         self.abort_max = bounds.abort_max
@@ -64,8 +67,8 @@ cdef class Engine:
 
     @property
     def state(self):
-        """EpochState of the open epoch, or of the one in staging."""
-        return _STATES[self._state]
+        """EpochState of the open epoch, CAPTURED while it has nothing to wait for and one before it is in staging."""
+        return _STATES[CAPTURED if self.staged and self._state == OPEN else self._state]
 
     @property
     def outstanding(self):
@@ -89,20 +92,37 @@ cdef class Engine:
             self.move(RESUME)
         return True
 
-    def due(self, uint64_t now_ns, bint pending, bint crowded):
-        """Should the open epoch close? `pending`: it has something to say; `crowded`: a buffer is half full."""
-        return bool(self.is_due(now_ns, pending, crowded))
+    def due(self, uint64_t now_ns, bint pending, bint crowded, uint64_t frames=0, uint64_t dirty_bytes=0):
+        """Why the open epoch should close now, one of CAUSES; "" if it should not. `pending`: it has something to say; `crowded`:
+        names or gate are half full; `frames`: outputs it holds; `dirty_bytes`: at least what it wrote."""
+        cdef int why = self.is_due(now_ns, pending, crowded, frames, dirty_bytes)
+        return CAUSES[why] if why >= 0 else ""
 
-    cdef bint is_due(self, uint64_t now_ns, bint pending, bint crowded) noexcept nogil:
-        if self._state == CAPTURED or self.count >= self.outstanding_max:
-            return False
-        if self._requested or crowded:
-            return True
-        if not pending:
-            return False
-        if self.opened_ns == 0:
+    cdef int is_due(self, uint64_t now_ns, bint pending, bint crowded, uint64_t frames, uint64_t dirty_bytes) noexcept nogil:
+        """A Cause, or NOT_DUE. The time an epoch has been open counts from its first pending poll: no input moves it (I3)."""
+        cdef int why = NOT_DUE
+        if self.count + self.staged >= self.outstanding_max:
+            return NOT_DUE
+        if pending and self.opened_ns == 0:
             self.opened_ns = now_ns
-        return now_ns - self.opened_ns >= self.hold_ns
+        if self._requested:
+            why = REQUEST
+        elif pending and now_ns - self.opened_ns >= self.hold.ns:
+            why = TIME
+        elif frames >= self.frames_max:
+            why = FRAMES
+        elif dirty_bytes >= self.dirty_max:
+            why = BYTES
+        elif crowded:
+            why = CROWDED
+        if why >= 0:
+            self.cause = why
+        return why
+
+    @property
+    def closed(self):
+        """dict cause -> epochs that closed for it."""
+        return {CAUSES[i]: int(self.closed_for[i]) for i in range(5)}
 
     def frames_out(self, uint64_t now_ns):
         """A cut is due and the app owns frames. True: answer "no packets"; False: the attempt was just aborted."""
@@ -144,21 +164,24 @@ cdef class Engine:
         self.aborts_in_row = 0
         self._requested = False
         self.opened_ns = 0
+        self.closed_for[self.cause] += 1
         self.epoch += 1
+        self.staged += 1
+        self._state = OPEN                  # of the next one
         return self.epoch - 1
 
     def ship(self, uint64_t captured_ns):
-        """The channel took the staged record, captured at `captured_ns`."""
+        """The channel took the oldest staged record, captured at `captured_ns`."""
         self.took(captured_ns)
 
     cdef void took(self, uint64_t captured_ns) noexcept nogil:
         cdef uint32_t i = (self.first + self.count) % OUTSTANDING_MAX
-        self.move(SHIP)
-        self.ring_epoch[i] = self.epoch - 1
+        CHECK(self.staged > 0)               # (CAPTURED, "ship") of the oldest one staged
+        self.ring_epoch[i] = self.epoch - self.staged
         self.ring_ns[i] = captured_ns
+        self.staged -= 1
         self.count += 1
         self.shipped += 1
-        self._state = OPEN                  # of the next one
 
     def acked(self, uint64_t epoch):
         """The standby holds everything up to `epoch`. Returns when that epoch was captured (ns), None for a repeated ack.
@@ -186,8 +209,8 @@ cdef class Engine:
 
     def channel_lost(self):
         """Whatever was on its way is aborted; the open epoch goes on."""
-        self.count = 0
-        if self._state == CAPTURED or self._state == QUIESCING:
+        self.count = self.staged = 0
+        if self._state == QUIESCING:
             self.move(CHANNEL_LOST)
             self.move(AGAIN)
         self.opened_ns = 0

@@ -3,6 +3,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from nfckpt.native.arena cimport Arena
 from nfckpt.native.gate cimport Gate
+from nfckpt.native.sync cimport PageSync
 from nfckpt.native.tap cimport Tap
 
 cdef extern from *:
@@ -50,13 +51,11 @@ cdef class Names:
 
 @cython.final
 cdef class EpochWriter:
-    cdef uint8_t* buf
-    cdef readonly uint64_t capacity, used
     cdef uint64_t secret[4]
-    cdef readonly uint32_t next_page        # sync: pages below have been sent
-    cdef readonly bint sync_done
-    cdef bint _need(self, uint64_t nbytes) noexcept nogil
-    cdef int64_t capture(self, Arena arena, Gate gate, Names names, Header* want, uint32_t pages_max, uint32_t scan_max) noexcept nogil
+    cdef uint64_t capture(self, Arena arena, Gate gate, Names names, Header* want, PageSync sync, bint pages,
+                          uint8_t* buf) noexcept nogil
+
+cdef uint64_t record_bytes_max(Arena arena, Gate gate, Names names, uint32_t pages_max) noexcept nogil
 
 cdef struct Record:
     Header* h

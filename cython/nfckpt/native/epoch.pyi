@@ -1,5 +1,6 @@
 from nfckpt.native.arena import Arena
 from nfckpt.native.gate import Gate
+from nfckpt.native.sync import PageSync
 from nfckpt.native.tap import Tap
 
 MAGIC: int
@@ -12,14 +13,9 @@ class Names:
     def __init__(self, capacity: int) -> None: ...
 
 class EpochWriter:
-    next_page: int
-    sync_done: bool
-    used: int
-    capacity: int
-    def __init__(self, secret: bytes, capacity: int = ...) -> None: ...
-    def restart_sync(self) -> None: ...
+    def __init__(self, secret: bytes) -> None: ...
     def build(self, arena: Arena, gate: Gate, names: Names, session: int, term: int, epoch: int, now_ns: int, echo_ns: int,
-              ports_empty: int, pages_max: int = ..., scan_max: int = ...) -> memoryview: ...
+              ports_empty: int, sync: PageSync | None = ..., pages: bool = ...) -> bytearray: ...
 
 class EpochRecord:
     applied: bool

@@ -24,12 +24,13 @@ Promises    E1 a record is one instant: it is built between two polls with no fr
 """
 from nfckpt.errors import PeerError, StateError
 
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
 from nfckpt.native.arena cimport CHECK, LINE, PAGE
 from nfckpt.native.burst cimport FRAME_MAX
 from nfckpt.native.digest cimport nf_hash
 from nfckpt.native.gate cimport Held
+from nfckpt.native.staging cimport Staging
 
 MAGIC = EPOCH_MAGIC
 VERSION = EPOCH_VERSION
@@ -61,57 +62,40 @@ cdef class Names:
         free(self.port)
 
 
-cdef class EpochWriter:
-    """Builds records into one growing staging buffer. `secret`: 32 bytes shared by the pair."""
+cdef uint64_t record_bytes_max(Arena arena, Gate gate, Names names, uint32_t pages_max) noexcept nogil:
+    """Length of the longest record there can be: every line written, a full gate, every frame named, a whole group."""
+    return (HEADER_BYTES + pad8(<uint64_t>names.capacity * 9 + 8) + <uint64_t>gate.capacity * (sizeof(OutputHead) + 8) + gate.buf_bytes
+            + <uint64_t>arena.n_pages * 64 * (4 + LINE) + 8 + <uint64_t>pages_max * (4 + PAGE) + 8)
 
-    def __cinit__(self, bytes secret, uint64_t capacity=1 << 20):
+
+cdef class EpochWriter:
+    """Builds records. `secret`: 32 bytes shared by the pair."""
+
+    def __cinit__(self, bytes secret):
         if len(secret) != 32:
             raise StateError("the secret must be 32 bytes")
         memcpy(self.secret, <const uint8_t*>secret, 32)
-        self.capacity = 0
-        if not self._need(capacity):
-            raise MemoryError
-
-    def __dealloc__(self):
-        free(self.buf)
-
-    cdef bint _need(self, uint64_t nbytes) noexcept nogil:
-        cdef void* p
-        if nbytes > self.capacity:
-            nbytes = nbytes * 5 // 4
-            p = realloc(self.buf, nbytes)
-            if p == NULL:
-                return False
-            self.buf = <uint8_t*>p
-            self.capacity = nbytes
-        return True
-
-    def restart_sync(self):
-        """The next records carry the arena's pages from the first on."""
-        self.next_page = 0
-        self.sync_done = False
 
     def build(self, Arena arena not None, Gate gate not None, Names names not None, uint64_t session, uint64_t term,
-              uint64_t epoch, uint64_t now_ns, uint64_t echo_ns, uint32_t ports_empty,
-              uint32_t pages_max=0, uint32_t scan_max=1024):
-        """Capture: drain marks, names and uncaptured outputs into one record. Returns a memoryview of the staging
-        buffer, valid until the next build. With `pages_max` > 0 up to that many non-zero pages of a running sync
-        ride along, out of at most `scan_max` looked at; flag LAST is set when none is left."""
+              uint64_t epoch, uint64_t now_ns, uint64_t echo_ns, uint32_t ports_empty, PageSync sync=None,
+              bint pages=True):
+        """Capture: drain marks, names and uncaptured outputs into one record, a bytearray. With `pages` the next group of `sync`
+        rides along; flag LAST is set when no page is left."""
         cdef Header want
-        cdef int64_t n
+        cdef PageSync none = PageSync(arena, 0) if sync is None else sync
+        cdef Staging memory = Staging(record_bytes_max(arena, gate, names, none.group_max))
         want.session, want.term, want.epoch = session, term, epoch
         want.now_ns, want.echo_ns, want.ports_empty = now_ns, echo_ns, ports_empty
-        n = self.capture(arena, gate, names, &want, pages_max, scan_max)
-        if n < 0:
-            raise MemoryError
-        return <uint8_t[:n]>self.buf
+        cdef uint8_t* buf = memory.room()
+        return bytearray(buf[:self.capture(arena, gate, names, &want, none, pages, buf)])
 
-    cdef int64_t capture(self, Arena arena, Gate gate, Names names, Header* want, uint32_t pages_max,
-                         uint32_t scan_max) noexcept nogil:
-        """`build` without the GIL: `want` has session, term, epoch, now_ns, echo_ns, ports_empty. Returns the record's bytes
-        (in self.buf), -1: no memory, nothing drained."""
-        cdef uint64_t n_lines = arena.count_dirty(), out_bytes = 0, seq, w, p, base
-        cdef uint32_t i, page, n_pages = 0, bit, used_pages = <uint32_t>(arena._top // PAGE)
+    cdef uint64_t capture(self, Arena arena, Gate gate, Names names, Header* want, PageSync sync, bint pages,
+                          uint8_t* buf) noexcept nogil:
+        """`build` without the GIL, into `buf`, which has room for record_bytes_max. `want` has session, term, epoch, now_ns,
+        echo_ns, ports_empty; `pages`: a group of `sync` rides along. Returns the record's bytes."""
+        cdef uint64_t n_lines, out_bytes = 0, seq, w, p, base
+        cdef uint32_t i, page, n_pages = 0, bit
+        cdef bint syncing = not sync.done
         cdef Held* held
         cdef Header* h
         cdef OutputHead* oh
@@ -119,10 +103,12 @@ cdef class EpochWriter:
         cdef uint8_t* out
         for seq in range(gate.captured, gate.tail):
             out_bytes += sizeof(OutputHead) + pad8(gate.held[<uint32_t>seq & gate.mask].length)
-        if not self._need(HEADER_BYTES + names.n * 9 + 8 + out_bytes + n_lines * (4 + LINE) + 16
-                          + <uint64_t>pages_max * (4 + PAGE) + 16):
-            return -1
-        h = <Header*>self.buf
+        if syncing:
+            sync.forget_unsent()
+            if pages:
+                n_pages = sync.choose(want.epoch)
+        n_lines = arena.count_dirty()
+        h = <Header*>buf
         memset(h, 0, HEADER_BYTES)
         h.magic = EPOCH_MAGIC
         h.version = EPOCH_VERSION
@@ -136,9 +122,9 @@ cdef class EpochWriter:
         h.first_seq = gate.captured
         h.n_names = names.n
         p = HEADER_BYTES
-        memcpy(self.buf + p, names.key, names.n * 8)
+        memcpy(buf + p, names.key, names.n * 8)
         p += names.n * 8
-        memcpy(self.buf + p, names.port, names.n)
+        memcpy(buf + p, names.port, names.n)
         p += pad8(names.n)
         names.n = 0
         # outputs
@@ -146,19 +132,19 @@ cdef class EpochWriter:
         h.output_bytes = <uint32_t>out_bytes
         for seq in range(gate.captured, gate.tail):
             held = &gate.held[<uint32_t>seq & gate.mask]
-            oh = <OutputHead*>(self.buf + p)
+            oh = <OutputHead*>(buf + p)
             oh.port = held.port
             oh.length = held.length
             oh.zero = 0
             p += sizeof(OutputHead)
-            memcpy(self.buf + p, gate.buf + held.off, held.length)
+            memcpy(buf + p, held.data, held.length)
             p += pad8(held.length)
         gate.captured = gate.tail
         # lines
         h.n_lines = <uint32_t>n_lines
-        number = <uint32_t*>(self.buf + p)
+        number = <uint32_t*>(buf + p)
         p += pad8(n_lines * 4)
-        out = self.buf + p
+        out = buf + p
         for i in range(arena.n_touched):
             page = arena.touched[i]
             w = arena.bits[page]
@@ -174,44 +160,23 @@ cdef class EpochWriter:
         arena.n_touched = 0
         p += n_lines * LINE
         # pages of a sync
-        if pages_max:
-            number = <uint32_t*>(self.buf + p)
-            out = self.buf + p + pad8(<uint64_t>pages_max * 4)
-            i = 0
-            while self.next_page < used_pages and n_pages < pages_max and i < scan_max:
-                base = <uint64_t>self.next_page * PAGE
-                if not is_zero(arena.base + base):
-                    number[n_pages] = self.next_page
-                    memcpy(out, arena.base + base, PAGE)
-                    out += PAGE
-                    n_pages += 1
-                self.next_page += 1
-                i += 1
-            if self.next_page == used_pages:
-                h.flags |= SYNC_LAST
-                self.sync_done = True
-            if pad8(n_pages * 4) != pad8(<uint64_t>pages_max * 4):
-                memmove(self.buf + p + pad8(n_pages * 4), self.buf + p + pad8(<uint64_t>pages_max * 4),
-                        <uint64_t>n_pages * PAGE)
-            h.n_pages = n_pages
-            p += pad8(n_pages * 4) + <uint64_t>n_pages * PAGE
+        h.n_pages = n_pages
+        memcpy(buf + p, sync.chosen, n_pages * 4)
+        p += pad8(n_pages * 4)
+        for i in range(n_pages):
+            memcpy(buf + p, arena.base + <uint64_t>sync.chosen[i] * PAGE, PAGE)
+            p += PAGE
+        if syncing and sync.done:
+            h.flags |= SYNC_LAST
         h.window_off = window_at(h.epoch, arena._top)
         h.window_hash = nf_hash(self.secret, h.epoch, arena.base + h.window_off, WINDOW)
         h.total_bytes = p
-        self.used = p
-        return <int64_t>p
+        return p
 
 
 cdef extern from *:
     int __builtin_ctzll(uint64_t) noexcept nogil
     void __builtin_prefetch(const void*, int) noexcept nogil
-
-cdef extern from "string.h" nogil:
-    void* memmove(void*, const void*, size_t)
-
-
-cdef bint is_zero(const uint8_t* page) noexcept nogil:
-    return page[0] == 0 and memcmp(page, page + 1, PAGE - 1) == 0
 
 
 # ── a received record ────────────────────────────────────────────────────────────────────────────

@@ -1,14 +1,15 @@
 """Output gate: frames wait here until the epoch that explains them is committed."""
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from nfckpt.native.port_set cimport PortSet
+from nfckpt.native.port_set cimport MAX_PORTS, PortSet
 
 cdef struct Held:
     uint64_t epoch
-    uint64_t end                # byte position after this frame
-    uint32_t off
+    uint64_t end                # position in the gate's own bytes after this frame
+    const uint8_t* data         # in the port's transmit ring, or in the gate's own bytes
     uint16_t length
     uint8_t port
+    uint8_t staged              # in the ring
 
 @cython.final
 cdef class Gate:
@@ -25,6 +26,7 @@ cdef class Gate:
     cdef readonly uint64_t released_through  # every frame below this number has left the process for good
     cdef readonly uint64_t refused_full, refused_port
     cdef PortSet _ports
+    cdef uint32_t _behind[MAX_PORTS]    # frames a port has here because its ring had no room
     cdef uint32_t _waiting              # ports whose ring still holds frames after a flush
 
     cdef bint crowded(self) noexcept nogil

@@ -9,6 +9,9 @@ Picture     released_through   head          captured        tail
 States      closed: a frame leaves when its epoch is at most `committed`.
             open:   everything leaves at once (solo, by permission of the witness).
 
+Where       in the port's transmit ring, staged until its epoch commits, where the port allows it: then a frame is copied once on its
+            way out. In the gate's own bytes where it does not, or its ring is full; from there in the same order.
+
 Promises    G1 frames leave in the order they were held, byte for byte.
             G2 a full gate refuses (hold returns False, counted), it never drops.
             G3 `released_through` counts only frames that the port's ring has given to the kernel.
@@ -69,15 +72,19 @@ cdef class Gate:
         if not self.room(1, n):
             self.refused_full += 1
             return False
-        at = self.buf_tail % self.buf_bytes
-        if at + n > self.buf_bytes:
-            self.buf_tail += self.buf_bytes - at
-            at = 0
-        memcpy(self.buf + at, data, n)
-        self.buf_tail += n
         h = &self.held[<uint32_t>self.tail & self.mask]
+        h.data = self._ports.stage(port, data, n) if self._behind[port] == 0 else NULL
+        h.staged = h.data != NULL
+        if not h.staged:
+            at = self.buf_tail % self.buf_bytes
+            if at + n > self.buf_bytes:
+                self.buf_tail += self.buf_bytes - at
+                at = 0
+            memcpy(self.buf + at, data, n)
+            h.data = self.buf + at
+            self.buf_tail += n
+            self._behind[port] += 1
         h.epoch = epoch
-        h.off = <uint32_t>at
         h.end = self.buf_tail
         h.length = <uint16_t>n
         h.port = port
@@ -104,18 +111,24 @@ cdef class Gate:
             h = &self.held[<uint32_t>self.head & self.mask]
             if h.epoch > self.committed:
                 break
-            r = self._ports.tx(h.port, self.buf + h.off, h.length)
-            if r == 0:
-                self._ports.flush(h.port)
-                r = self._ports.tx(h.port, self.buf + h.off, h.length)
+            if h.staged:
+                r = self._ports.publish(h.port)
+            else:
+                r = self._ports.tx(h.port, h.data, h.length)
                 if r == 0:
-                    full = True
-                    break
+                    self._ports.flush(h.port)
+                    r = self._ports.tx(h.port, h.data, h.length)
+                    if r == 0:
+                        full = True
+                        break
+                self._behind[h.port] -= 1
             if r < 0:
                 self.refused_port += 1
             self.buf_head = h.end
             self.head += 1
             n += 1
+        if self.head == self.tail:              # start over at the first byte: what is in use stays in cache
+            self.buf_head = self.buf_tail = 0
         if n or self._waiting or full:
             self._waiting = 0
             for p in range(self._ports.n):

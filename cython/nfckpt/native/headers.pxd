@@ -12,5 +12,4 @@ cdef enum:
     VLAN_TAGS_MAX = 2
     IP6_HEADERS_MAX = 8         # extension headers walked in one packet; one more is malformed
 
-cdef void parse_one(Burst b, int i) noexcept nogil
-cdef void parse(Burst b, int first) noexcept nogil
+cdef void parse(Burst b, int first, int end) noexcept nogil

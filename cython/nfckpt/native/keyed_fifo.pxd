@@ -17,11 +17,14 @@ cdef struct Entry:
     uint8_t live
     uint8_t mark                # caller's flag
 
+cdef struct Bucket:
+    uint32_t first, last        # indices of its oldest and youngest entry
+
 @cython.final
 cdef class KeyedFifo:
     cdef Entry* entries         # ring, capacity a power of two
-    cdef uint32_t* first        # bucket -> oldest entry index
-    cdef uint32_t* last         # bucket -> youngest entry index
+    cdef Bucket* buckets        # a quarter as many as entries: few are live, and a small table stays in cache
+    cdef uint32_t bucket_mask
     cdef uint8_t* buf           # byte ring for frames, or NULL
     cdef readonly uint64_t head, tail       # entry numbers; index = number & mask
     cdef readonly uint32_t capacity, live

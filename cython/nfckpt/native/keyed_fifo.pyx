@@ -36,22 +36,20 @@ cdef class KeyedFifo:
         self.mask = n - 1
         self.buf_bytes = buf_bytes
         self.entries = <Entry*>calloc(n, sizeof(Entry))
-        self.first = <uint32_t*>malloc(n * 4)
-        self.last = <uint32_t*>malloc(n * 4)
+        self.bucket_mask = n // 4 - 1
+        self.buckets = <Bucket*>malloc(n // 4 * sizeof(Bucket))
         self.buf = <uint8_t*>malloc(buf_bytes) if buf_bytes else NULL
-        if self.entries == NULL or self.first == NULL or self.last == NULL or (buf_bytes and self.buf == NULL):
+        if self.entries == NULL or self.buckets == NULL or (buf_bytes and self.buf == NULL):
             raise MemoryError
         self.reset()
 
     def __dealloc__(self):
         free(self.entries)
-        free(self.first)
-        free(self.last)
+        free(self.buckets)
         free(self.buf)
 
     cdef void reset(self) noexcept nogil:
-        memset(self.first, 0xff, self.capacity * 4)
-        memset(self.last, 0xff, self.capacity * 4)
+        memset(self.buckets, 0xff, self.capacity // 4 * sizeof(Bucket))
         self.head = self.tail = 0
         self.live = 0
         self.buf_head = self.buf_tail = 0
@@ -64,7 +62,8 @@ cdef class KeyedFifo:
 
     cdef uint32_t push(self, uint64_t key, uint64_t ts, uint64_t seq, uint8_t port,
                        const uint8_t* data, uint32_t n) noexcept nogil:
-        cdef uint32_t i, b
+        cdef uint32_t i
+        cdef Bucket* b
         cdef uint64_t at = 0, skip
         cdef Entry* e
         if self.tail - self.head == self.capacity:
@@ -91,48 +90,51 @@ cdef class KeyedFifo:
         e.live = 1
         e.mark = 0
         e.next = NO_ENTRY
-        b = _bucket(key, self.mask)
-        if self.last[b] == NO_ENTRY:
-            self.first[b] = i
+        b = &self.buckets[_bucket(key, self.bucket_mask)]
+        if b.last == NO_ENTRY:
+            b.first = i
         else:
-            self.entries[self.last[b]].next = i
-        self.last[b] = i
+            self.entries[b.last].next = i
+        b.last = i
         self.tail += 1
         self.live += 1
         return i
 
     cdef void prefetch(self, uint64_t key) noexcept nogil:
         """find, push or remove of `key` comes soon."""
-        cdef uint32_t b = _bucket(key, self.mask)
-        __builtin_prefetch(&self.first[b], 1)
-        __builtin_prefetch(&self.last[b], 1)
+        __builtin_prefetch(&self.buckets[_bucket(key, self.bucket_mask)], 1)
 
     cdef uint32_t find(self, uint64_t key) noexcept nogil:
-        cdef uint32_t i = self.first[_bucket(key, self.mask)]
+        cdef uint32_t i = self.buckets[_bucket(key, self.bucket_mask)].first
         while i != NO_ENTRY and self.entries[i].key != key:
             i = self.entries[i].next
         return i
 
     cdef void remove(self, uint32_t index) noexcept nogil:
         cdef Entry* e = &self.entries[index]
-        cdef uint32_t b = _bucket(e.key, self.mask), i = self.first[b], before = NO_ENTRY
+        cdef Bucket* b = &self.buckets[_bucket(e.key, self.bucket_mask)]
+        cdef uint32_t i = b.first, before = NO_ENTRY
         CHECK(e.live)
         while i != index:
             CHECK(i != NO_ENTRY)
             before = i
             i = self.entries[i].next
         if before == NO_ENTRY:
-            self.first[b] = e.next
+            b.first = e.next
         else:
             self.entries[before].next = e.next
-        if self.last[b] == index:
-            self.last[b] = before
+        if b.last == index:
+            b.last = before
         e.live = 0
         self.live -= 1
         while self.head < self.tail and not self.entries[<uint32_t>self.head & self.mask].live:
             e = &self.entries[<uint32_t>self.head & self.mask]
             self.buf_head = e.end
             self.head += 1
+        if self.live == 0:          # start over at the first slot and byte: what is in use stays in cache
+            self.head = self.tail = (self.tail + self.mask) & ~<uint64_t>self.mask
+            if self.buf != NULL:
+                self.buf_head = self.buf_tail = 0
 
     cdef uint32_t oldest(self) noexcept nogil:
         """Index of the oldest live entry, or NO_ENTRY."""

@@ -1,10 +1,12 @@
 """Memory rings, native side: one broadcast ring per sender, read by all others. Essay in nfckpt/ports/memory.py."""
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.port cimport Port
 
 cdef enum:
     ENDPOINTS_MAX = 32
+    DATA = 4096                 # where the slots begin
 
 cdef extern from *:
     """
@@ -41,6 +43,7 @@ cdef struct Source:             # one sender we listen to
 
 cdef class MemoryRing(Port):
     cdef nf_ring* own           # mapped writable; NULL once closed
+    cdef nf_ring* closed        # what own was, while a gate may still read staged frames
     cdef Source sources[ENDPOINTS_MAX]
     cdef int n_sources
     cdef size_t map_bytes       # of each mapping
@@ -49,13 +52,19 @@ cdef class MemoryRing(Port):
     cdef readonly bint wait     # tx answers "full" rather than overwrite what the slowest has not read
     cdef uint64_t tail          # our frames below it are published
     cdef uint64_t filled        # our frames below it are written; tail <= filled
+    cdef uint32_t staged        # our frames written beyond `filled`, not yet committed
     cdef uint64_t room_to       # wait: our positions below it are free for sure
 
     cdef int rx(self, Burst b, int max_frames, uint8_t index) noexcept nogil
     cdef int tx(self, const uint8_t* data, uint32_t n) noexcept nogil
     cdef int flush(self) noexcept nogil
+    cdef const uint8_t* stage(self, const uint8_t* data, uint32_t n) noexcept nogil
+    cdef int publish(self) noexcept nogil
+    cdef nf_slot* _fill(self, const uint8_t* data, uint32_t n) noexcept nogil
     cdef bint _look(self, Source* s) noexcept nogil
-    cdef nf_slot* _slot(self, nf_ring* ring, uint64_t position) noexcept nogil
+    @cython.final
+    cdef inline nf_slot* _slot(self, nf_ring* ring, uint64_t position) noexcept nogil:
+        return <nf_slot*>(<uint8_t*>ring + DATA + (position & (self.slots - 1)) * self.stride)
     cdef int _take(self, Source* s, Burst b, uint8_t index) noexcept nogil
     cdef void _find_room(self) noexcept nogil
     cdef void _unmap(self) noexcept

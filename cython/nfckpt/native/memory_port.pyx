@@ -52,7 +52,6 @@ cdef extern from *:
 
 cdef enum:
     VERSION = 1
-    DATA = 4096
     SLOT_HEAD = 16
     FRAME_MIN = 14
 cdef uint64_t MAGIC = 0x316d656d6b63666e
@@ -145,9 +144,6 @@ cdef class MemoryRing(Port):
             s.end = s.next                      # the first rx looks
             store_release(&self.own.place[s.index].next, s.next)
 
-    cdef nf_slot* _slot(self, nf_ring* ring, uint64_t position) noexcept nogil:
-        return <nf_slot*>(<uint8_t*>ring + DATA + (position & (self.slots - 1)) * self.stride)
-
     cdef bint _look(self, Source* s) noexcept nogil:
         """Is there a frame at s.next? Steps over what was overwritten unread, and counts it."""
         cdef uint64_t end, reserved, oldest
@@ -224,20 +220,46 @@ cdef class MemoryRing(Port):
                 store_release(&self.own.place[s.index].next, s.next)
         return got if got or not self.gone else -1
 
-    cdef int tx(self, const uint8_t* data, uint32_t n) noexcept nogil:
+    cdef nf_slot* _fill(self, const uint8_t* data, uint32_t n) noexcept nogil:
+        """Write one frame behind those filled and staged. NULL: no room."""
+        cdef uint64_t at = self.filled + self.staged
         cdef nf_slot* slot
+        if at == self.room_to:
+            self._find_room()
+            if at == self.room_to:
+                return NULL
+        reserve(self.own, at + 1)
+        slot = self._slot(self.own, at)
+        slot.len = n
+        memcpy(slot.data, data, n)
+        return slot
+
+    cdef int tx(self, const uint8_t* data, uint32_t n) noexcept nogil:
         if self.own == NULL or self.gone or n < FRAME_MIN or n > self.frame_bytes:
             self.c.tx_errors += 1
             return -1
-        if self.filled == self.room_to:
-            self._find_room()
-            if self.filled == self.room_to:
-                self.c.tx_full += 1
-                return 0
-        reserve(self.own, self.filled + 1)
-        slot = self._slot(self.own, self.filled)
-        slot.len = n
-        memcpy(slot.data, data, n)
+        if self.staged or self._fill(data, n) == NULL:
+            self.c.tx_full += 1
+            return 0
+        self.filled += 1
+        return 1
+
+    cdef const uint8_t* stage(self, const uint8_t* data, uint32_t n) noexcept nogil:
+        cdef nf_slot* slot
+        # what waits here is taken from the readers' slack: a quarter of the ring at most
+        if self.own == NULL or self.gone or n < FRAME_MIN or n > self.frame_bytes or self.staged >= self.slots // 4:
+            return NULL
+        slot = self._fill(data, n)
+        if slot == NULL:
+            return NULL
+        self.staged += 1
+        return slot.data
+
+    cdef int publish(self) noexcept nogil:
+        if self.staged == 0 or self.own == NULL or self.gone:
+            self.c.tx_errors += 1
+            return -1
+        self.staged -= 1
         self.filled += 1
         return 1
 
@@ -249,7 +271,7 @@ cdef class MemoryRing(Port):
             for i in range(self.n_sources):
                 low = min(low, load_acquire(&self.sources[i].ring.place[self.index].next))
         # a reader that claims to be far behind (it scribbles) only stops us: never below what is written
-        self.room_to = max(low + self.slots, self.filled)
+        self.room_to = max(low + self.slots, self.filled + self.staged)
 
     cdef int flush(self) noexcept nogil:
         """Publish. Nothing ever waits here; frames lost to a slow reader are counted by that reader."""
@@ -269,8 +291,9 @@ cdef class MemoryRing(Port):
         return -1 if self.gone else 0
 
     def discard(self):
-        given_up = self.filled - self.tail
+        given_up = self.filled - self.tail + self.staged
         self.filled = self.tail
+        self.staged = 0
         self.c.tx_errors += given_up
         return given_up
 
@@ -294,9 +317,15 @@ cdef class MemoryRing(Port):
 
     def close(self):
         """Unmap. What was not flushed was never sent. The endpoint can be opened again."""
-        self.discard()
+        if self.staged:                         # the gate over it may read them until it is gone too
+            self.discard()
+            self.closed, self.own = self.own, NULL
+        else:
+            self.discard()
         self._unmap()
         self.gone = True
 
     def __dealloc__(self):
         self._unmap()
+        if self.closed != NULL:
+            munmap(self.closed, self.map_bytes)

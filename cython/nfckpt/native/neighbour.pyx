@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 
 from nfckpt.native.burst cimport WHOLE
 from nfckpt.native.checksum cimport fold16, get16, get48, set16, set32, set48, sum_bytes
-from nfckpt.native.headers cimport ETH_ARP, ICMP6, parse_one
+from nfckpt.native.headers cimport ETH_ARP, ICMP6, parse
 
 
 cdef inline bint _resize(Burst b, int i, uint32_t n) noexcept nogil:
@@ -40,7 +40,7 @@ cdef void arp_reply(Burst b, int i, uint64_t mac) noexcept nogil:
     set16(a + 6, 2)
     set48(a + 8, mac)
     memcpy(a + 14, asked, 4)
-    parse_one(b, i)
+    parse(b, i, i + 1)
 
 
 cdef bint arp_request(Burst b, int i, uint64_t mac, uint32_t source, uint32_t target) noexcept nogil:
@@ -57,7 +57,7 @@ cdef bint arp_request(Burst b, int i, uint64_t mac, uint32_t source, uint32_t ta
     set32(p + 28, source)
     memset(p + 32, 0, 6)
     set32(p + 38, target)
-    parse_one(b, i)
+    parse(b, i, i + 1)
     return True
 
 
@@ -120,7 +120,7 @@ cdef bint advert(Burst b, int i, uint64_t mac, const uint8_t* ours, int n) noexc
     set16(tail + 2, 32)
     acc = ~fold16(sum_bytes(body, 32, sum_bytes(tail, 8, sum_bytes(ip + 8, 32, 0))))
     _store(body + 2, <uint16_t>acc)
-    parse_one(b, i)
+    parse(b, i, i + 1)
     return True
 
 

@@ -21,6 +21,8 @@ cdef class Port:
     cdef int rx(self, Burst b, int max_frames, uint8_t index) noexcept nogil
     cdef int tx(self, const uint8_t* data, uint32_t n) noexcept nogil
     cdef int flush(self) noexcept nogil
+    cdef const uint8_t* stage(self, const uint8_t* data, uint32_t n) noexcept nogil
+    cdef int publish(self) noexcept nogil
 
 cdef class PyPort(Port):        # bridge to ports written in Python: see nfckpt/ports/port.py PythonPort
     cdef readonly object error  # the exception that made it gone, or None

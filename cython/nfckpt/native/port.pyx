@@ -29,6 +29,15 @@ cdef class Port:
         """Hand the ring to the device. Returns frames still waiting, or -1: gone."""
         return 0
 
+    cdef const uint8_t* stage(self, const uint8_t* data, uint32_t n) noexcept nogil:
+        """Copy one frame into the transmit ring, where it waits for `publish`: no flush sends it before. Returns where it lies
+        until then; NULL: this port cannot, or not now. While any is staged, `tx` answers "full"."""
+        return NULL
+
+    cdef int publish(self) noexcept nogil:
+        """The oldest staged frame may leave, as if tx had just taken it: 1, or -1: it was given up."""
+        return -1
+
     def rx_burst(self, Burst burst not None, int max_frames=32, int index=0):
         """Append up to `max_frames` frames to `burst`. Returns how many. Raises PortError when the port is gone."""
         cdef int n
@@ -72,6 +81,15 @@ cdef class Port:
         with nogil:
             r = self.tx(p, n)
         return r
+
+    def stage_frame(self, frame not None):
+        """stage for one bytes-like frame: False where the port cannot, or not now."""
+        cdef const uint8_t[::1] view = frame
+        return view.shape[0] > 0 and self.stage(&view[0], <uint32_t>min(view.shape[0], 0xffffffff)) != NULL
+
+    def publish_frame(self):
+        """publish: 1, or -1: the frame was given up."""
+        return self.publish()
 
     def tx_flush(self):
         """flush. Returns how many frames still wait. Raises PortError when the port is gone."""

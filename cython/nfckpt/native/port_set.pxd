@@ -14,5 +14,7 @@ cdef class PortSet:
     cdef int rx(self, int i, Burst b, int max_frames) noexcept nogil
     cdef int tx(self, int i, const uint8_t* data, uint32_t n) noexcept nogil
     cdef int flush(self, int i) noexcept nogil
+    cdef const uint8_t* stage(self, int i, const uint8_t* data, uint32_t n) noexcept nogil
+    cdef int publish(self, int i) noexcept nogil
 
 cdef object raise_gone(PortSet ports)

@@ -141,6 +141,78 @@ cdef class PortSet:
             return self.p15.flush()
         return -1
 
+    cdef const uint8_t* stage(self, int i, const uint8_t* data, uint32_t n) noexcept nogil:
+        """As Port.stage of port i."""
+        if i == 0:
+            return self.p0.stage(data, n)
+        elif i == 1:
+            return self.p1.stage(data, n)
+        elif i == 2:
+            return self.p2.stage(data, n)
+        elif i == 3:
+            return self.p3.stage(data, n)
+        elif i == 4:
+            return self.p4.stage(data, n)
+        elif i == 5:
+            return self.p5.stage(data, n)
+        elif i == 6:
+            return self.p6.stage(data, n)
+        elif i == 7:
+            return self.p7.stage(data, n)
+        elif i == 8:
+            return self.p8.stage(data, n)
+        elif i == 9:
+            return self.p9.stage(data, n)
+        elif i == 10:
+            return self.p10.stage(data, n)
+        elif i == 11:
+            return self.p11.stage(data, n)
+        elif i == 12:
+            return self.p12.stage(data, n)
+        elif i == 13:
+            return self.p13.stage(data, n)
+        elif i == 14:
+            return self.p14.stage(data, n)
+        elif i == 15:
+            return self.p15.stage(data, n)
+        return NULL
+
+    cdef int publish(self, int i) noexcept nogil:
+        """As Port.publish of port i."""
+        if i == 0:
+            return self.p0.publish()
+        elif i == 1:
+            return self.p1.publish()
+        elif i == 2:
+            return self.p2.publish()
+        elif i == 3:
+            return self.p3.publish()
+        elif i == 4:
+            return self.p4.publish()
+        elif i == 5:
+            return self.p5.publish()
+        elif i == 6:
+            return self.p6.publish()
+        elif i == 7:
+            return self.p7.publish()
+        elif i == 8:
+            return self.p8.publish()
+        elif i == 9:
+            return self.p9.publish()
+        elif i == 10:
+            return self.p10.publish()
+        elif i == 11:
+            return self.p11.publish()
+        elif i == 12:
+            return self.p12.publish()
+        elif i == 13:
+            return self.p13.publish()
+        elif i == 14:
+            return self.p14.publish()
+        elif i == 15:
+            return self.p15.publish()
+        return -1
+
 
 cdef object raise_gone(PortSet ports):
     """Raise why a port is gone, for a caller that was told -1."""

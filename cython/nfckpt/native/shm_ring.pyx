@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""ShmRing: one end of a two-way channel of whole messages over a pair of segments (shm_segment.pyx).
+"""ShmRing: a Channel (channel.pyx) over a pair of segments (shm_segment.pyx).
 
 A message travels as one record, or as several when it is longer than a quarter of the ring less 32 bytes:
 
@@ -26,11 +26,12 @@ import struct
 
 from nfckpt.errors import ConfigError
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdint cimport UINT64_MAX
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 from nfckpt.native.arena cimport CHECK
+from nfckpt.native.channel cimport Channel, HERE, Message
 from nfckpt.native.digest cimport nf_hash
 from nfckpt.native.shm_segment cimport nf_acquire, nf_fence, nf_release
 
@@ -52,7 +53,7 @@ cdef enum:
     IDLE_POLLS = 1024
 
 cdef enum:
-    HERE = 1, CLOSED, CLOSED_MID, DIED, DIED_MID, BAD_HEAD, BAD_TAIL, BAD_LEN, TOO_LONG, BAD_SEQ, BAD_CHECK, NO_MEMORY
+    CLOSED = 2, CLOSED_MID, DIED, DIED_MID, BAD_HEAD, BAD_TAIL, BAD_LEN, TOO_LONG, BAD_SEQ, BAD_CHECK, NO_MEMORY
 
 REASONS = {
     HERE: "closed here",
@@ -70,25 +71,17 @@ REASONS = {
 }
 
 
-cdef class _Private:
-    """Owner of one received message's memory; reached only through its memoryview."""
-    cdef uint8_t* data
-    cdef Py_ssize_t n
-
-    def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, self.data, self.n, 0, flags)
-
-    def __dealloc__(self):
-        free(self.data)
-
-
 cdef _keys(uint64_t* out, bytes keys):
     words = struct.unpack("<4Q", keys)
     for i in range(4):
         out[i] = words[i] or 1          # nf_hash wants no zero word
 
 
-cdef class ShmRing:
+cdef inline uint64_t _pad(uint64_t n) noexcept nogil:
+    return (n + 31) & ~<uint64_t>31
+
+
+cdef class ShmRing(Channel):
     """One end. `tx` is our own Segment, `rx` the peer's, opened; both are closed with the ring.
 
     `tx_keys`, `rx_keys`: 32 secret bytes each, the peer holds them crossed. `bell_out`: eventfd that wakes the peer.
@@ -97,7 +90,6 @@ cdef class ShmRing:
     """
 
     def __cinit__(self, *args, **kwargs):
-        self.reason = HERE              # a ring that was never opened is closed
         self.inbox_kind = -1
         self.bell_out = self.pidfd = self.sock = -1
 
@@ -120,12 +112,10 @@ cdef class ShmRing:
 
     def __dealloc__(self):
         free(self.wait)
-        free(self.inbox)
 
     # ---- writer
 
     cdef int push(self, int kind, const uint8_t* data, uint64_t n) noexcept nogil:
-        """1 accepted whole, 0 no room now (or the channel has ended), -1 longer than message_bytes_max."""
         cdef uint64_t left = n, put = 0
         CHECK(0 <= kind <= 255)
         if n > self.message_bytes_max:
@@ -149,28 +139,43 @@ cdef class ShmRing:
 
     cdef int _record(self, int kind, const uint8_t* data, uint64_t left, uint64_t* put) noexcept nogil:
         """Write the next record of a message with `left` bytes to go. 1 and `put`, or 0: no room."""
-        cdef ShmRecord r
         cdef uint64_t n = left if left < self.tx_chunk else self.tx_chunk
-        cdef uint64_t need = HDR + ((n + 31) & ~<uint64_t>31)
-        cdef uint8_t* p
-        if not self._room(need):
+        if not self._room(HDR + _pad(n)):
             return 0
+        if n:
+            memcpy(self._place(), data, n)
+        self._publish(kind, n, left)
+        put[0] = n
+        return 1
+
+    cdef uint8_t* reserve(self, uint64_t n) noexcept nogil:
+        if self.reason or self.tx_reason or self.wait_at != self.wait_end or n > self.tx_chunk or n > self.message_bytes_max:
+            return NULL
+        return self._place() if self._room(HDR + _pad(n)) else NULL
+
+    cdef void publish(self, int kind, uint64_t n) noexcept nogil:
+        self._publish(kind, n, n)
+        self.bytes_sent += n
+
+    cdef uint8_t* _place(self) noexcept nogil:
+        """Where the payload of the next record goes. Our own segment: the peer's mapping of it is read-only."""
+        return self.tx.ring + (self.head & self.tx_mask) + HDR
+
+    cdef void _publish(self, int kind, uint64_t n, uint64_t left) noexcept nogil:
+        """The next record's n bytes are in place: put its head before them and let the peer see it."""
+        cdef ShmRecord r
+        cdef uint8_t* p = self._place()
         r.len = <uint32_t>n
         r.kind = <uint8_t>kind
         r.zero[0] = r.zero[1] = r.zero[2] = 0
         r.seq = self.tx_seq
         r.left = left
-        r.check = nf_hash(self.tx_keys, nf_hash(self.tx_keys, r.seq, <uint8_t*>&r, 24), data, <uint32_t>n)
-        p = self.tx.ring + (self.head & self.tx_mask)
-        memcpy(p, &r, HDR)
-        if n:
-            memcpy(p + HDR, data, n)
+        r.check = nf_hash(self.tx_keys, nf_hash(self.tx_keys, r.seq, <uint8_t*>&r, 24), p, <uint32_t>n)
+        memcpy(p - HDR, &r, HDR)
         self.tx_seq += 1
-        self.head += need
+        self.head += HDR + _pad(n)
         nf_release(&self.tx.h.head, self.head)
         self._ring_if(WANT_DATA)
-        put[0] = n
-        return 1
 
     cdef bint _room(self, uint64_t need) noexcept nogil:
         cdef uint64_t tail
@@ -219,7 +224,6 @@ cdef class ShmRing:
         return 1
 
     cdef int drain(self) noexcept nogil:
-        """Move the backlog into the ring. 1 when nothing waits."""
         cdef uint64_t head[2]
         cdef uint64_t put = 0
         if self.reason or self.tx_reason:
@@ -242,8 +246,7 @@ cdef class ShmRing:
 
     # ---- reader
 
-    cdef int pop(self, ShmMessage* m) noexcept nogil:
-        """1 and a message in private memory (valid until the next pop), 0 nothing now, -1 the channel has ended."""
+    cdef int pop(self, Message* m) noexcept nogil:
         cdef int r
         cdef bint looked = False
         if self.has_unread:
@@ -283,26 +286,27 @@ cdef class ShmRing:
             if r != 0:
                 return r
 
+    cdef uint64_t waiting(self) noexcept nogil:
+        return self.wait_end - self.wait_at
+
+    cdef uint64_t pushed_to(self) noexcept nogil:
+        return self.head if self.wait_at == self.wait_end else UINT64_MAX
+
     cdef uint64_t read_by_peer(self) noexcept nogil:
-        """How far the peer has read what we wrote, in the terms of `head`. Final once the peer is dead. 0 where it lies."""
+        """In the terms of `head`. 0 where the peer lies."""
         cdef uint64_t tail
         if self.rx is None or self.rx.h == NULL:
             return self.seen_tail
         tail = nf_acquire(&self.rx.h.tail)
         return tail if tail - self.seen_tail <= self.head - self.seen_tail else 0
 
-    cdef void put_back(self, ShmMessage* m) noexcept nogil:
-        """The message just popped is for somebody else: the next pop gives it again."""
-        self.unread = m[0]
-        self.has_unread = True
-
-    cdef int _take(self, ShmMessage* m) noexcept nogil:
+    cdef int _take(self, Message* m) noexcept nogil:
         """Copy one record out, then judge the copy. 1 message complete, 0 more to come, -1 broken."""
         cdef ShmRecord r
         cdef uint8_t* p = self.rx.ring + (self.tail & self.rx_mask)
         cdef uint64_t need
         memcpy(&r, p, HDR)
-        need = HDR + ((<uint64_t>r.len + 31) & ~<uint64_t>31)
+        need = HDR + _pad(r.len)
         if r.seq != self.rx_seq:
             self.reason = BAD_SEQ
         elif (r.len > self.rx_chunk or need > self.seen_head - self.tail or r.zero[0] | r.zero[1] | r.zero[2]
@@ -344,7 +348,6 @@ cdef class ShmRing:
     # ---- sleeping and ending
 
     cdef bint announce_sleep(self) noexcept nogil:
-        """Say that we are about to block. False: do not, there is something to do."""
         cdef uint64_t want = WANT_DATA
         cdef uint64_t word
         if self.reason or self.tx_reason:
@@ -376,62 +379,14 @@ cdef class ShmRing:
 
     # ---- Python
 
-    def send(self, int kind, payload):
-        """True: accepted whole (copied). False: no room now, or the channel has ended. Raises ConfigError when too long."""
-        cdef Py_buffer view
-        cdef int r
-        if kind < 0 or kind > 255:
-            raise ValueError(f"message kind {kind}: 0..255")
-        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
-        if view.len > 65536:
-            with nogil:
-                r = self.push(kind, <const uint8_t*>view.buf, view.len)
-        else:
-            r = self.push(kind, <const uint8_t*>view.buf, view.len)
-        cdef Py_ssize_t n = view.len
-        PyBuffer_Release(&view)
-        if r < 0:
-            raise ConfigError(f"message of {n} bytes", f"message_bytes_max is {self.message_bytes_max}")
-        return r == 1
-
-    def recv(self):
-        """(kind, writable memoryview of private memory), or None: nothing now, or the channel has ended."""
-        cdef ShmMessage m
-        cdef _Private owner
-        if self.pop(&m) != 1:
-            return None
-        owner = _Private.__new__(_Private)
-        owner.data, owner.n = m.data, m.n
-        self.inbox, self.inbox_cap = NULL, 0        # the memory goes with the message
-        return m.kind, memoryview(owner)
-
-    def flush(self):
-        """Move what waits into the ring. True when nothing waits."""
-        return self.drain() == 1
-
-    def before_sleep(self):
-        """Announce that we are about to block on `fileno()`. False: data (or room) is there after all, do not."""
-        return self.announce_sleep()
-
-    def after_sleep(self):
-        """Awake again: no more doorbells, please."""
-        self.awake()
-
     def peer_is_gone(self):
         """Ask the kernel now (one system call) whether the peer's process or socket has ended."""
         if not self.reason:
             self.look_for_death()
         return self.peer_gone
 
-    @property
-    def backlog(self):
-        """Bytes accepted that are not in the ring yet, 16 a message included."""
-        return self.wait_end - self.wait_at
-
-    @property
-    def closed(self):
-        """None while open or while there is something left to receive; then the reason."""
-        return REASONS[self.reason] if self.reason and not self.has_unread else None
+    def _why(self):
+        return REASONS[self.reason]
 
     def close(self):
         """Say goodbye, after a last flush; what the ring has no room for is dropped. Idempotent."""

@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nfckpt.native.arena cimport Arena
-from nfckpt.native.shm_ring cimport ShmRing
+from nfckpt.native.channel cimport Channel
 from nfckpt.native.tap cimport Tap
 
 cdef enum:
@@ -10,10 +10,12 @@ cdef enum:
 
 @cython.final
 cdef class StandbyPath:
-    cdef readonly Tap tap
+    cdef readonly Tap tap                   # None: state is followed, input is not
+    cdef bint has_tap
     cdef readonly Arena arena
-    cdef ShmRing _ring
-    cdef bint has_ring
+    cdef Channel channel
+    cdef bint has_channel
+    cdef public bint silent                 # acknowledges nothing any more
     cdef uint64_t secret[4]
     cdef int n_ports
     cdef readonly uint64_t session, term
@@ -29,7 +31,7 @@ cdef class StandbyPath:
     cdef readonly uint64_t epochs
     cdef readonly uint64_t divergent_epoch  # 0: none
     cdef int fault
-    cdef uint64_t ack_head[ACKS]            # where in the ring the last acks end,
+    cdef uint64_t ack_head[ACKS]            # where in the channel the last acks end,
     cdef uint64_t ack_seq[ACKS]             # and which outputs each one let go
 
     cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil

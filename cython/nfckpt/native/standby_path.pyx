@@ -4,20 +4,21 @@
 Order of one epoch (I7)     whole in private memory → checked → session, term and number as due → names and outputs registered
                             → **ack** → swapped into the arena → its window compared
 
-One implementation serves both transports: shared memory through `run`, TCP through `commit`. States are
-replica/standby.py's; everything that is no epoch is handed to it.
+A native Channel (shared memory, TCP) is attached and serves `run`; without one (a simulator's) Python calls `commit`. States
+are replica/standby.py's; everything that is no epoch is handed to it.
 """
 from nfckpt.errors import PeerError, StateError
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport UINT64_MAX, int64_t
 from libc.string cimport memcpy
 from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, TAP_GAP
+from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.epoch cimport (
     Record, SYNC_LAST, record_agrees, record_apply, record_fault, record_parse, record_register,
 )
+from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
-from nfckpt.native.shm_ring cimport ShmMessage
 
 cdef enum:
     BATCH = 64                  # records between two looks at the tap
@@ -25,7 +26,7 @@ cdef enum:
 cdef enum Why:
     TIME = 0
     MAIL = 1                    # a message for Python waits, or the channel ended
-    IDLE = 2
+    IDLE = 2                    # nothing came, and patience is at its end
     GONE = 3
 
 cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse
@@ -34,34 +35,33 @@ cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse
     EARLY_PAGES = 102
     UNSENT_STAMP = 103
 
-cdef uint64_t ALL = 0xffffffffffffffff
-
 
 cdef class StandbyPath:
-    """`arena` is blank; `secret`: 32 bytes shared by the pair."""
+    """`arena` is blank; `secret`: 32 bytes shared by the pair; `n_ports`: of the active. Without a `tap` the state is followed and
+    nothing can be replayed or emitted again: names and outputs are checked, not kept."""
 
-    def __cinit__(self, Tap tap not None, Arena arena not None, bytes secret, uint64_t now):
+    def __cinit__(self, Tap tap, Arena arena not None, bytes secret, uint64_t now, int n_ports=0):
         if len(secret) != 32:
             raise StateError("the secret must be 32 bytes")
         memcpy(self.secret, <const uint8_t*>secret, 32)
         self.tap, self.arena = tap, arena
-        self.n_ports = len(tap.ports)
+        self.has_tap = tap is not None
+        self.n_ports = len(tap.ports) if self.has_tap else n_ports
         self.heard_ns = now
 
     def begin(self, uint64_t session, uint64_t term, uint64_t epoch):
         """The active let us in: its first record will be `epoch`."""
         self.session, self.term, self.epoch = session, term, epoch - 1
 
-    def attach(self, ShmRing ring):
-        """Records come from, and acks go to, this ring; None: Python carries them."""
-        self.has_ring = ring is not None
-        if ring is not None:
-            self._ring = ring
+    def attach(self, Channel channel):
+        """Records come from, and acks go to, this channel; None: Python carries them."""
+        self.has_channel = channel is not None
+        self.channel = channel
 
     @property
     def attached(self):
-        """Acks go into a ring by themselves."""
-        return bool(self.has_ring)
+        """Acks go into a channel by themselves."""
+        return bool(self.has_channel)
 
     def heard(self, uint64_t now):
         """Some other message of the active."""
@@ -94,7 +94,6 @@ cdef class StandbyPath:
     cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil:
         """1 taken, 0 no room in the tap, -1 refused (self.fault)."""
         cdef Record r
-        cdef bint from_ring = self.has_ring
         cdef Ack ack
         self.heard_ns = now
         self.fault = record_parse(&r, data, n, self.arena, self.n_ports)
@@ -104,24 +103,25 @@ cdef class StandbyPath:
             self.fault = OTHER_SESSION
         elif r.h.epoch != self.epoch + 1:
             self.fault = OTHER_EPOCH
-        elif r.h.n_pages and not self.tap_open:
+        elif r.h.n_pages and self.has_tap and not self.tap_open:
             self.fault = EARLY_PAGES
         elif r.h.echo_ns > now:             # rule 5 would take every frame of until then for answered
             self.fault = UNSENT_STAMP
         if self.fault:
             return -1
-        if not record_register(&r, self.tap, now):
+        if self.has_tap and not record_register(&r, self.tap, now):
             return 0
         self.epoch = r.h.epoch
         self.next_seq = r.h.first_seq + r.h.n_outputs
         self.released_through = r.h.released_through
         self.now_ns = r.h.now_ns
         self.commit_ns = now
-        if from_ring:
-            self.fill_ack(&ack, r.h.epoch, now)
-            self._ring.push(KIND_ACK, <uint8_t*>&ack, ACK_BYTES)
-            # an ack that waits in the backlog is out of the active's sight
-            self.ack_head[r.h.epoch % ACKS] = self._ring.head if self._ring.wait_at == self._ring.wait_end else ALL
+        if self.has_channel:
+            self.ack_head[r.h.epoch % ACKS] = UINT64_MAX        # unsent
+            if not self.silent:
+                self.fill_ack(&ack, r.h.epoch, now)
+                self.channel.push(KIND_ACK, <uint8_t*>&ack, ACK_BYTES)
+                self.ack_head[r.h.epoch % ACKS] = self.channel.pushed_to()
             self.ack_seq[r.h.epoch % ACKS] = self.next_seq
         record_apply(&r, self.arena)
         self.epochs += 1
@@ -135,18 +135,18 @@ cdef class StandbyPath:
         cdef Ack* ack = <Ack*>out
         ack.session, ack.epoch = self.session, number
         ack.stamp_ns, ack.echo_ns = now, self.peer_stamp
-        ack.amount = self.tap.inputs.live
-        ack.flags = TAP_GAP if now < self.tap.gap_until else 0
+        ack.amount = self.tap.inputs.live if self.has_tap else 0
+        ack.flags = TAP_GAP if self.has_tap and now < self.tap.gap_until else 0
 
     def released_at_most(self):
         """No output with this number or a higher one can have left: the active, dead now, had not read the ack that lets it
-        go. 2**64 - 1 where the channel does not tell (TCP)."""
+        go. Over TCP, which does not tell, it may have read all; 2**64 - 1 without a channel."""
         cdef uint64_t epoch, read
-        if not self.has_ring:
-            return int(ALL)
-        read = self._ring.read_by_peer()
+        if not self.has_channel:
+            return int(UINT64_MAX)
+        read = self.channel.read_by_peer()
         for epoch in range(self.epoch, max(0, <int64_t>self.epoch - ACKS), -1):
-            if self.ack_head[epoch % ACKS] and self.ack_head[epoch % ACKS] <= read:
+            if 0 < self.ack_head[epoch % ACKS] <= read and self.ack_head[epoch % ACKS] != UINT64_MAX:
                 return int(self.ack_seq[epoch % ACKS])
         return 0
 
@@ -158,44 +158,43 @@ cdef class StandbyPath:
 
     # ── without the GIL ──────────────────────────────────────────────────────────────────────────
 
-    def run(self, uint64_t until_ns, uint64_t spin_ns):
+    def run(self, uint64_t until_ns, Patience patience not None):
         """Follow until there is something for Python: returns one of WHY. Raises PortError, PeerError."""
         cdef int why = TIME, n, r = 0, batch
-        cdef uint64_t now, idle_ns = 0
-        cdef ShmMessage m
+        cdef uint64_t now
+        cdef Message m
         with nogil:
             while True:
                 now = monotonic_ns()
                 if now >= until_ns:
                     break
-                n = self.tap.look(now, 8)
+                n = self.tap.look(now, 8) if self.has_tap else 0
                 if n < 0:
                     why = GONE
                     break
                 batch = 0
                 while batch < BATCH:
-                    r = self._ring.pop(&m)
+                    r = self.channel.pop(&m)
                     if r != 1:
                         break
                     if m.kind != KIND_EPOCH or self.take(m.data, m.n, now) != 1:
-                        self._ring.put_back(&m)
+                        self.channel.put_back(&m)
                         why = MAIL
                         break
                     batch += 1
                     if self.divergent_epoch:
                         why = MAIL
                         break
-                if batch:
+                self.channel.drain()
+                if batch and self.has_tap:
                     self.tap.settle(self.released_through)
                 if r < 0:
                     why = MAIL
                 if why == MAIL:
                     break
                 if n or batch:
-                    idle_ns = 0
-                elif idle_ns == 0:
-                    idle_ns = now
-                elif now - idle_ns > spin_ns:
+                    patience.busy()
+                elif patience.idle(now):
                     why = IDLE
                     break
         if why == GONE:

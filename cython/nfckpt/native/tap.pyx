@@ -230,7 +230,7 @@ cdef class Tap:
                     break
                 self.inputs.remove(<uint32_t>number & self.inputs.mask)
                 self.c.active_missed += 1
-            number += 1
+            number = max(number + 1, self.inputs.head)
         # 6: named long ago, never seen
         while True:
             i = self.credits.oldest()
