@@ -30,8 +30,8 @@ from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 __all__ = ["ChannelPair"]
 
 START_S_MAX = 10.0
-RING_BYTES = 4 << 20
-_KEY = bytes(32)            # both ends are ours, on this machine
+_SHM = ShmOptions(ring_bytes=4 << 20, handshake_ms_max=10_000)
+_TCP = TcpOptions(bytes(32), handshake_ms_max=10_000)       # both ends are ours, on this machine: no secret
 
 
 class ChannelPair:
@@ -53,9 +53,9 @@ class ChannelPair:
         self._affinity = os.sched_getaffinity(0)
         _pin(-1 if self._cpus is None else self._cpus[0])
         if listener is None:
-            self.channel = _wait(ShmConnect(ours, ShmOptions(ring_bytes=RING_BYTES)))
+            self.channel = _wait(ShmConnect(ours, _SHM))
         else:
-            serving = TcpListener(listener, TcpOptions(_KEY))
+            serving = TcpListener(listener, _TCP)
             self.channel = _wait(serving)
             serving.close()
             ours.close()
@@ -103,9 +103,9 @@ def _wait(end: ShmConnect | TcpConnect | TcpListener) -> Channel:
 def _child(fd: int, port: int, cpu: int) -> None:
     _pin(cpu)
     if port == 0:
-        channel = _wait(ShmConnect(socket.socket(fileno=fd), ShmOptions(ring_bytes=RING_BYTES), role="acceptor"))
+        channel = _wait(ShmConnect(socket.socket(fileno=fd), _SHM, role="acceptor"))
     else:
-        channel = _wait(TcpConnect(("127.0.0.1", port), TcpOptions(_KEY)))
+        channel = _wait(TcpConnect(("127.0.0.1", port), _TCP))
     echo(channel)
     channel.close()
 

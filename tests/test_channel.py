@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -85,7 +86,7 @@ class Lab:
         """Both take turns until nothing is under way."""
         self.agent.paused = True
         late = time.monotonic() + 20
-        while self.agent.pending or self.engine.outstanding or self.path.staged_bytes or self.gate.held_frames:
+        while self.agent.pending or self.engine.outstanding or self.path.staging.count or self.gate.held_frames:
             assert time.monotonic() < late
             self.lead(1)
             self.follow(1)
@@ -137,7 +138,7 @@ def test_a_peer_that_stops_reading_stops_the_input_and_loses_nothing(pair: Pair)
     while made != lab.port.made:                            # the channel is full, then names or the gate
         made = lab.port.made
         assert lab.lead(20) == WHY_TIME and time.monotonic() < late
-    assert lab.path.staged_bytes > 0, "the record that found no room"
+    assert lab.path.staging.count > 0, "the record that found no room"
     assert lab.path.commits == 0 and lab.port.counters()["tx_frames"] == 0
     assert lab.here.closed is None, "a slow peer is no dead peer"
     lab.check()
@@ -176,14 +177,17 @@ def test_what_is_not_for_native_code_waits_for_python_in_order(pair: Pair) -> No
 
 
 @CHANNELS
-def test_an_ack_of_no_session_is_pythons_to_refuse(pair: Pair) -> None:
-    lab = Lab(pair, limit=1)
+def test_an_ack_after_the_session_is_pythons_to_refuse(pair: Pair) -> None:
+    lab = Lab(pair, limit=32)
+    lab.lead(5)
+    assert lab.engine.outstanding == 1
     lab.path.end()
-    assert lab.there.send(2, bytes(40)) and lab.there.flush()
+    ack = struct.pack("<QQQQII", 7, 1, 0, 0, 0, 0)         # right in every field
+    assert lab.there.send(2, ack) and lab.there.flush()
     late = time.monotonic() + 5
     while lab.path.take_acks(time.monotonic_ns()) == 0:
         assert time.monotonic() < late
-    assert lab.here.recv() == (2, bytes(40)) and lab.path.commits == 0
+    assert lab.here.recv() == (2, ack) and lab.path.commits == 0
 
 
 @CHANNELS

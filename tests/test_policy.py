@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from nfckpt.checkpoint.engine import CAUSES, Engine
 from nfckpt.config import Bounds, example, loads
 from nfckpt.errors import ConfigError
 from nfckpt.native.hold import Hold
 from nfckpt.observe.metrics import render
+from nfckpt.observe.views import nodes_table
 from tests.native_lab import MS, frame
 from tests.test_agent import Rig
 
@@ -191,3 +194,11 @@ def test_the_policy_in_the_config_and_in_the_metrics() -> None:
     text = render("p", {"a": {"role": "active", "hold_us": 12.5, "hold_binds": "cpu", "hold_policy": "auto", "epochs_closed": {"time": 7}}})
     assert 'nfckpt_hold_us{node="a",pair="p"} 12.5' in text and 'nfckpt_hold_binds{by="cpu",node="a",pair="p"} 1.0' in text
     assert 'nfckpt_epochs_closed_total{counter="time",node="a",pair="p"} 7.0' in text
+
+
+def test_the_hold_in_the_status_table() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(nodes_table({"a": {"role": "active", "hold_us": 20.0, "hold_policy": "auto", "hold_binds": "cpu"},
+                               "b": {"role": "standby"}, "c": {"role": "active", "hold_us": 0.0, "hold_policy": "fixed", "hold_binds": "none"}}))
+    text = console.export_text()
+    assert "20 µs (cpu)" in text and "0 µs " in text and "none" not in text

@@ -1,8 +1,8 @@
 """Views: what people see of a pair. Functions from plain dicts (a status, events, receipts) to rich tables and lines.
 
-    node  role     term  protected  epoch     /s      rx      tx  held  tap  drops    pid
-    a     active      3  yes       482113  41,204  812044  811990     3    0      0  41233
-    b     standby     3  yes       482110                                   7      0  41240
+    node  role     term  protected   epoch  epochs/s          hold      rx      tx  held  tap  drops    pid
+    a     active      3  yes        482113    41,204   20 µs (cpu)  812044  811990     3    0      0  41233
+    b     standby     3  yes        482110                                            7      0  41240
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def status_view(body: dict[str, Any], rates: Rates | None = None, at_s: float = 
 def nodes_table(nodes: Status, rates: Rates | None = None, at_s: float = 0.0) -> Table:
     """One row a node."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("node", "role", "term", "protected", "epoch", "epochs/s", "rx", "tx", "held", "tap", "drops", "pid"):
+    for heading in ("node", "role", "term", "protected", "epoch", "epochs/s", "hold", "rx", "tx", "held", "tap", "drops", "pid"):
         table.add_column(heading, justify="left" if heading in ("node", "role", "protected") else "right")
     for name, s in sorted(nodes.items()):
         ports = s.get("ports", {}).values()
@@ -57,10 +57,17 @@ def nodes_table(nodes: Status, rates: Rates | None = None, at_s: float = 0.0) ->
         rate = rates.of(name, s.get("epoch", 0), at_s) if rates and role == "active" else None
         table.add_row(
             name, Text(role, ROLE_STYLE.get(role, "")), str(s.get("term", 0)), "yes" if s.get("protected") else "no",
-            str(s.get("epoch", 0)), f"{rate:,.0f}" if rate is not None else "", str(sum(p["rx_frames"] for p in ports)),
+            str(s.get("epoch", 0)), f"{rate:,.0f}" if rate is not None else "", _hold(s), str(sum(p["rx_frames"] for p in ports)),
             str(sum(p["tx_frames"] for p in ports)), str(s.get("outputs_held", "")), str(s.get("inputs_waiting", "")),
             str(sum(p.get(d, 0) for p in ports for d in DROPS)), str(s.get("pid") or ""))
     return table
+
+
+def _hold(s: dict[str, Any]) -> str:
+    """`250 µs (cpu)`: how long epochs stay open, and what binds it under policy auto."""
+    if "hold_us" not in s:
+        return ""
+    return f"{s['hold_us']:g} µs" + (f" ({s['hold_binds']})" if s.get("hold_policy") == "auto" else "")
 
 
 def receipts_table(receipts: list[dict[str, Any]]) -> Table:

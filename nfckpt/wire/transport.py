@@ -53,7 +53,7 @@ Payload = bytes | bytearray | memoryview
 
 @runtime_checkable
 class Transport(Protocol):
-    """The contract above. Implementations: shm.ShmTransport, tcp.TcpTransport, memory.MemoryTransport."""
+    """The contract above. Implementations: shm.ShmTransport, native.tcp_channel.TcpChannel, memory.MemoryTransport."""
 
     @property
     def closed(self) -> str | None:

@@ -2,7 +2,7 @@
 """ActivePath: acks in, releases out, captures: the poll boundary of the active, without the GIL.
 
 Picture     boundary(now)   channel ─acks─► engine.ack ─► gate.commit ─► gate.leave ─► ports
-                            due, in_flight == 0 ─► writer.capture ─► staging ─► channel (or `staged`, where Python carries it)
+                            due, in_flight == 0 ─► writer.capture ─► the ring itself, or staging ─► channel (or `staged`, where Python carries it)
             run()           boundary, receive, on_burst, complete, and again, until Python has something to do
 
 Who decides nothing here does: replica/active.py owns the states, sets `holding` and `sync_pages`, and is asked for everything that
@@ -139,6 +139,7 @@ cdef class ActivePath:
         cdef bint crowded, after_cut = self.captured
         cdef uint64_t n
         cdef uint8_t* buf
+        cdef uint8_t* in_place
         self.captured = False
         if not self.holding or self.over:
             return False
@@ -160,8 +161,10 @@ cdef class ActivePath:
         want.now_ns = <uint64_t>(<int64_t>now + self.clock_offset_ns)
         want.echo_ns = self.echo_ns
         want.ports_empty = self.agent.ports_empty
-        n = self.writer.capture(self.agent.arena, self.agent.gate, self.agent.names, &want, self.sync, self.pages_ride, buf)
-        self.staging.put(n, now)
+        n = self.writer.measure(self.agent.arena, self.agent.gate, self.agent.names, want.epoch, self.sync, self.pages_ride)
+        # straight into the ring where it allows and nothing waits before it
+        in_place = self.channel.reserve(n) if self.has_channel and self.staging.count == 0 else NULL
+        self.writer.capture(self.agent.arena, self.agent.gate, self.agent.names, &want, self.sync, buf if in_place == NULL else in_place)
         self.captured = True
         self.cut_ns = now
         self.echo_ns = self.peer_stamp
@@ -170,6 +173,11 @@ cdef class ActivePath:
             self.sync_pages = False
         self.engine.capture()
         self.agent.epoch = self.engine.epoch
+        if in_place != NULL:
+            self.channel.publish(KIND_EPOCH, n)
+            self.engine.took(now)
+            return True
+        self.staging.put(n, now)
         if self.has_channel:
             self.push()
         return True
@@ -304,6 +312,8 @@ cdef class ActivePath:
                     why = GONE
                     break
                 patience.busy()
+                if self.holding:
+                    self.writer.ask(agent.arena, self.engine.epoch)
                 if app.on_burst(burst, <uint64_t>(<int64_t>now + self.clock_offset_ns)):
                     why = APP
                     break

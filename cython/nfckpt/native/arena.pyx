@@ -20,7 +20,7 @@ import os
 
 import numpy as np
 
-from nfckpt.errors import ConfigError, StateError
+from nfckpt.errors import ConfigError, MachineError, StateError
 
 from libc.errno cimport EFAULT, ENOMEM, errno
 from libc.stdlib cimport calloc, free, realloc
@@ -110,9 +110,12 @@ cdef class Arena:
         return off
 
     def populate(self):
-        """Take the memory now instead of page by page at the first writes. Raises StateError when it cannot be had."""
-        if madvise(self.base, self.size, MADV_POPULATE_WRITE) and errno in (ENOMEM, EFAULT):
-            raise StateError(f"no memory for an arena of {self.size} bytes", "lower arena_bytes or free memory")
+        """Take the memory of a new arena now instead of page by page at the first writes. Raises MachineError when there is not so
+        much: asked first, since the kernel would rather kill somebody than refuse."""
+        with open("/proc/meminfo") as f:
+            available = next(int(row.split()[1]) * 1024 for row in f if row.startswith("MemAvailable"))
+        if self.size > available or madvise(self.base, self.size, MADV_POPULATE_WRITE) and errno in (ENOMEM, EFAULT):
+            raise MachineError(f"no memory for an arena of {self.size} bytes: {available} available", "lower arena_bytes or free memory")
 
     def seal(self):
         """No region can be declared any more. Idempotent."""

@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""For measurements: how fast a ring carries messages when neither end does anything with them, and a port that repeats frames."""
+"""For measurements: how fast a channel carries messages when neither end does anything with them, and a port that repeats frames."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from nfckpt.native.burst cimport Burst
+from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.port cimport Port
-from nfckpt.native.shm_ring cimport ShmMessage, ShmRing
 
 
 cdef class Repeater(Port):
@@ -44,31 +44,31 @@ cdef class Repeater(Port):
         return 0
 
 
-def pump(ShmRing ring not None, const uint8_t[::1] memory not None, uint64_t nbytes, uint64_t count, int kind=9):
+def pump(Channel channel not None, const uint8_t[::1] memory not None, uint64_t nbytes, uint64_t count, int kind=9):
     """Send `count` messages of `nbytes`, one after the other out of `memory`, and round again. Returns how many were accepted: fewer
     only if the channel ended."""
     cdef uint64_t n = 0, places = memory.shape[0] // nbytes
     cdef int r
     with nogil:
         while n < count:
-            r = ring.push(kind, &memory[n % places * nbytes], nbytes)
+            r = channel.push(kind, &memory[n % places * nbytes], nbytes)
             if r == 1:
                 n += 1
-            elif r < 0 or ring.reason or ring.tx_reason:
+            elif r < 0 or channel.reason or channel.tx_reason:
                 break
-        while not ring.drain() and not ring.tx_reason:
+        while not channel.drain() and not channel.tx_reason:
             pass
     return n
 
 
-def sink(ShmRing ring not None, uint64_t count):
+def sink(Channel channel not None, uint64_t count):
     """Receive `count` messages and forget them. Returns how many came: fewer only if the channel ended."""
     cdef uint64_t n = 0
     cdef int r
-    cdef ShmMessage m
+    cdef Message m
     with nogil:
         while n < count:
-            r = ring.pop(&m)
+            r = channel.pop(&m)
             if r < 0:
                 break
             n += r

@@ -37,6 +37,7 @@ cdef enum:
     HEADER_BYTES = 112
     SYNC_LAST = 1               # flags: after this epoch the standby holds every page
     WINDOW = 256
+    ASK_LINES = 64              # lines asked for ahead of their swap
 
 cdef struct OutputHead:
     uint16_t port
@@ -52,8 +53,12 @@ cdef class Names:
 @cython.final
 cdef class EpochWriter:
     cdef uint64_t secret[4]
-    cdef uint64_t capture(self, Arena arena, Gate gate, Names names, Header* want, PageSync sync, bint pages,
-                          uint8_t* buf) noexcept nogil
+    cdef uint64_t n_lines, output_bytes, total      # of the record that `measure` has measured
+    cdef uint32_t n_pages
+    cdef bint syncing
+    cdef void ask(self, Arena arena, uint64_t epoch) noexcept nogil
+    cdef uint64_t measure(self, Arena arena, Gate gate, Names names, uint64_t epoch, PageSync sync, bint pages) noexcept nogil
+    cdef void capture(self, Arena arena, Gate gate, Names names, Header* want, PageSync sync, uint8_t* buf) noexcept nogil
 
 cdef uint64_t record_bytes_max(Arena arena, Gate gate, Names names, uint32_t pages_max) noexcept nogil
 
@@ -69,6 +74,7 @@ cdef struct Record:
 
 cdef int record_parse(Record* r, uint8_t* base, uint64_t total, Arena arena, int n_ports) noexcept nogil
 cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil
+cdef void record_ask(Record* r, Arena arena) noexcept nogil
 cdef void record_apply(Record* r, Arena arena) noexcept nogil
 cdef void record_undo(Record* r, Arena arena) noexcept nogil
 cdef bint record_agrees(Record* r, Arena arena, const uint64_t* secret) noexcept nogil

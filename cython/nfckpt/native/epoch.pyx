@@ -26,7 +26,7 @@ from nfckpt.errors import PeerError, StateError
 
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from nfckpt.native.arena cimport CHECK, LINE, PAGE
+from nfckpt.native.arena cimport CHECK, __builtin_prefetch, LINE, PAGE
 from nfckpt.native.burst cimport FRAME_MAX
 from nfckpt.native.digest cimport nf_hash
 from nfckpt.native.gate cimport Held
@@ -45,6 +45,12 @@ cdef uint64_t window_at(uint64_t epoch, uint64_t used) noexcept nogil:
     """The window of this epoch: 256-byte blocks in an order that visits all of them."""
     cdef uint64_t blocks = used // WINDOW
     return (epoch * <uint64_t>2654435761) % blocks * WINDOW
+
+
+cdef inline void ask_window(Arena arena, uint64_t off) noexcept nogil:
+    cdef int line
+    for line in range(WINDOW // LINE):
+        __builtin_prefetch(arena.base + off + line * LINE, 0)
 
 
 cdef class Names:
@@ -87,27 +93,38 @@ cdef class EpochWriter:
         want.session, want.term, want.epoch = session, term, epoch
         want.now_ns, want.echo_ns, want.ports_empty = now_ns, echo_ns, ports_empty
         cdef uint8_t* buf = memory.room()
-        return bytearray(buf[:self.capture(arena, gate, names, &want, none, pages, buf)])
+        cdef uint64_t n = self.measure(arena, gate, names, epoch, none, pages)
+        self.capture(arena, gate, names, &want, none, buf)
+        return bytearray(buf[:n])
 
-    cdef uint64_t capture(self, Arena arena, Gate gate, Names names, Header* want, PageSync sync, bint pages,
-                          uint8_t* buf) noexcept nogil:
-        """`build` without the GIL, into `buf`, which has room for record_bytes_max. `want` has session, term, epoch, now_ns,
-        echo_ns, ports_empty; `pages`: a group of `sync` rides along. Returns the record's bytes."""
-        cdef uint64_t n_lines, out_bytes = 0, seq, w, p, base
-        cdef uint32_t i, page, n_pages = 0, bit
-        cdef bint syncing = not sync.done
+    cdef void ask(self, Arena arena, uint64_t epoch) noexcept nogil:
+        """The window of `epoch` is cold memory, but known before its capture: let it come while the app works."""
+        ask_window(arena, window_at(epoch, arena._top))
+
+    cdef uint64_t measure(self, Arena arena, Gate gate, Names names, uint64_t epoch, PageSync sync, bint pages) noexcept nogil:
+        """How many bytes a capture of epoch `epoch` takes; nothing is drained yet. `pages`: a group of `sync` rides along."""
+        self.n_pages = 0
+        self.syncing = not sync.done
+        if self.syncing:
+            sync.forget_unsent()
+            if pages:
+                self.n_pages = sync.choose(epoch)
+        self.n_lines = arena.count_dirty()
+        self.output_bytes = (gate.tail - gate.captured) * sizeof(OutputHead) + gate.uncaptured_bytes
+        self.total = (HEADER_BYTES + names.n * 8 + pad8(names.n) + self.output_bytes + pad8(self.n_lines * 4) + self.n_lines * LINE
+                      + pad8(<uint64_t>self.n_pages * 4) + <uint64_t>self.n_pages * PAGE)
+        return self.total
+
+    cdef void capture(self, Arena arena, Gate gate, Names names, Header* want, PageSync sync, uint8_t* buf) noexcept nogil:
+        """`build` without the GIL, into `buf`, which has room for what `measure` has just said. `want` has session, term, epoch,
+        now_ns, echo_ns, ports_empty."""
+        cdef uint64_t seq, w, p, base
+        cdef uint32_t i, page, bit
         cdef Held* held
         cdef Header* h
         cdef OutputHead* oh
         cdef uint32_t* number
         cdef uint8_t* out
-        for seq in range(gate.captured, gate.tail):
-            out_bytes += sizeof(OutputHead) + pad8(gate.held[<uint32_t>seq & gate.mask].length)
-        if syncing:
-            sync.forget_unsent()
-            if pages:
-                n_pages = sync.choose(want.epoch)
-        n_lines = arena.count_dirty()
         h = <Header*>buf
         memset(h, 0, HEADER_BYTES)
         h.magic = EPOCH_MAGIC
@@ -129,7 +146,7 @@ cdef class EpochWriter:
         names.n = 0
         # outputs
         h.n_outputs = <uint32_t>(gate.tail - gate.captured)
-        h.output_bytes = <uint32_t>out_bytes
+        h.output_bytes = <uint32_t>self.output_bytes
         for seq in range(gate.captured, gate.tail):
             held = &gate.held[<uint32_t>seq & gate.mask]
             oh = <OutputHead*>(buf + p)
@@ -139,11 +156,11 @@ cdef class EpochWriter:
             p += sizeof(OutputHead)
             memcpy(buf + p, held.data, held.length)
             p += pad8(held.length)
-        gate.captured = gate.tail
+        gate.capture()
         # lines
-        h.n_lines = <uint32_t>n_lines
+        h.n_lines = <uint32_t>self.n_lines
         number = <uint32_t*>(buf + p)
-        p += pad8(n_lines * 4)
+        p += pad8(self.n_lines * 4)
         out = buf + p
         for i in range(arena.n_touched):
             page = arena.touched[i]
@@ -158,25 +175,24 @@ cdef class EpochWriter:
                 memcpy(out, arena.base + base + bit * LINE, LINE)
                 out += LINE
         arena.n_touched = 0
-        p += n_lines * LINE
+        p += self.n_lines * LINE
         # pages of a sync
-        h.n_pages = n_pages
-        memcpy(buf + p, sync.chosen, n_pages * 4)
-        p += pad8(n_pages * 4)
-        for i in range(n_pages):
+        h.n_pages = self.n_pages
+        memcpy(buf + p, sync.chosen, self.n_pages * 4)
+        p += pad8(self.n_pages * 4)
+        for i in range(self.n_pages):
             memcpy(buf + p, arena.base + <uint64_t>sync.chosen[i] * PAGE, PAGE)
             p += PAGE
-        if syncing and sync.done:
+        if self.syncing and sync.done:
             h.flags |= SYNC_LAST
         h.window_off = window_at(h.epoch, arena._top)
         h.window_hash = nf_hash(self.secret, h.epoch, arena.base + h.window_off, WINDOW)
         h.total_bytes = p
-        return p
+        CHECK(p == self.total)
 
 
 cdef extern from *:
     int __builtin_ctzll(uint64_t) noexcept nogil
-    void __builtin_prefetch(const void*, int) noexcept nogil
 
 
 # ── a received record ────────────────────────────────────────────────────────────────────────────
@@ -288,12 +304,20 @@ cdef inline void _swap_page(Record* r, Arena arena, uint32_t i) noexcept nogil:
     swap_words(<uint64_t*>(arena.base + <uint64_t>r.page_no[i] * PAGE), <uint64_t*>(r.pages + <uint64_t>i * PAGE), PAGE // 8)
 
 
+cdef void record_ask(Record* r, Arena arena) noexcept nogil:
+    """An apply comes soon: its first lines and its window lie anywhere, ask for them all before the first is needed."""
+    cdef uint32_t i
+    for i in range(min(r.h.n_lines, <uint32_t>ASK_LINES)):
+        __builtin_prefetch(arena.base + <uint64_t>r.line_no[i] * LINE, 1)
+    ask_window(arena, r.h.window_off)
+
+
 cdef void record_apply(Record* r, Arena arena) noexcept nogil:
     """Exchange the record's lines and pages with the arena's: the record becomes the undo log."""
     cdef uint32_t i
-    for i in range(r.h.n_lines):        # they lie anywhere: ask for all before the first is needed
-        __builtin_prefetch(arena.base + <uint64_t>r.line_no[i] * LINE, 1)
     for i in range(r.h.n_lines):
+        if i + ASK_LINES < r.h.n_lines:
+            __builtin_prefetch(arena.base + <uint64_t>r.line_no[i + ASK_LINES] * LINE, 1)
         _swap_line(r, arena, i)
     for i in range(r.h.n_pages):
         _swap_page(r, arena, i)

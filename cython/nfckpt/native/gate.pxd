@@ -22,6 +22,7 @@ cdef class Gate:
     cdef readonly uint64_t head         # sequence number of the oldest frame not handed to a port
     cdef readonly uint64_t tail         # sequence number the next frame will get
     cdef readonly uint64_t captured     # frames below this number are in a captured epoch
+    cdef uint64_t uncaptured_bytes      # of the others, each rounded up to 8
     cdef readonly uint64_t committed    # highest committed epoch; ALL when open
     cdef readonly uint64_t released_through  # every frame below this number has left the process for good
     cdef readonly uint64_t refused_full, refused_port
@@ -34,3 +35,4 @@ cdef class Gate:
     cdef bint hold(self, uint8_t port, const uint8_t* data, uint32_t n, uint64_t epoch) noexcept nogil
     cdef void commit_through(self, uint64_t epoch) noexcept nogil
     cdef int leave(self) noexcept nogil
+    cdef void capture(self) noexcept nogil

@@ -55,7 +55,8 @@ cdef class Gate:
         """Number the next frame `seq`: a promoted node goes on where the committed outputs ended."""
         if self.tail != self.head:
             raise StateError("the gate holds frames")
-        self.head = self.tail = self.captured = self.released_through = seq
+        self.head = self.tail = self.released_through = seq
+        self.capture()
 
     cdef bint room(self, uint32_t frames, uint64_t nbytes) noexcept nogil:
         return (self.capacity - (self.tail - self.head) >= frames
@@ -88,6 +89,7 @@ cdef class Gate:
         h.end = self.buf_tail
         h.length = <uint16_t>n
         h.port = port
+        self.uncaptured_bytes += (n + 7) & ~7
         self.tail += 1
         return True
 
@@ -156,7 +158,12 @@ cdef class Gate:
 
     def captured_all(self):
         """What is held now is nobody's epoch: it was let go by permission before protection began."""
+        self.capture()
+
+    cdef void capture(self) noexcept nogil:
+        """What is held now is in a record."""
         self.captured = self.tail
+        self.uncaptured_bytes = 0
 
     @property
     def is_open(self):

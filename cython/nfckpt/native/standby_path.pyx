@@ -15,7 +15,7 @@ from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, TAP_GAP
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.epoch cimport (
-    Record, SYNC_LAST, record_agrees, record_apply, record_fault, record_parse, record_register,
+    Record, SYNC_LAST, record_agrees, record_apply, record_ask, record_fault, record_parse, record_register,
 )
 from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
@@ -109,6 +109,7 @@ cdef class StandbyPath:
             self.fault = UNSENT_STAMP
         if self.fault:
             return -1
+        record_ask(&r, self.arena)
         if self.has_tap and not record_register(&r, self.tap, now):
             return 0
         self.epoch = r.h.epoch

@@ -65,7 +65,7 @@ cdef class PageSync:
     def begin(self):
         """A blank standby: every page is to be sent, from the first on."""
         self.next, self.done, self.sent = 0, False, 0
-        self.group = min(self.group_max, 16)
+        self.group = self.group or min(self.group_max, 16)      # what was learned about the pause still holds
         memset(self.in_epoch, 0, sizeof(self.in_epoch))
 
     cdef bint ready(self, uint64_t committed) noexcept nogil:
