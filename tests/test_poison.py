@@ -168,6 +168,7 @@ def test_a_gate_forgets_what_was_held_since() -> None:
     for n in range(3):
         agent.emit(0, bytes([n]) * 100)
     gate.release()
+    gate.keep_back(True)
     agent.emit(0, b"3" * 100)
     at = gate.tail
     for _ in range(500):                        # more than its bytes' ring would hold, were they not given back

@@ -58,6 +58,7 @@ class Suspects:
         """The replay begins: from here on one frame a burst."""
         self.over = False
         self.agent.frames_max = 1
+        self.agent.gate.keep_back(True)
         if self._timed:
             signal.signal(signal.SIGPROF, self._loops)
         self.boundary()
@@ -111,6 +112,7 @@ class Suspects:
             signal.signal(signal.SIGPROF, signal.SIG_IGN)
         self.agent.arena.end_undo()
         self.agent.frames_max = 256
+        self.agent.gate.keep_back(False)
 
     def _time(self, ms: int) -> None:
         if self._timed:
