@@ -178,7 +178,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
     port = [ListPort(), ListPort()]
     arena = Arena(ARENA_BYTES)
     arena.region("r", 8192)
-    gate = Gate(port, 256, 1 << 20)
+    gate = Gate(port)
     agent = Agent(port, arena, gate, SECRET)
     writer, sync = EpochWriter(SECRET), PageSync(arena, 4)
     sync.begin()
