@@ -10,7 +10,7 @@ SOURCES = pyproject.toml $(wildcard cython/nfckpt/native/*.pyx cython/nfckpt/nat
 help:
 	@echo "make demo    real TCP and UDP through a NAT whose active node is killed again and again (add ARGS='--profile host')"
 	@echo "make test    lint, types and all tests"
-	@echo "make bench   measurements of the rooms, on this machine"
+	@echo "make bench   what a checkpoint costs on this machine, beside its limits (add ARGS=--quick)"
 	@echo "make fuzz    what reads bytes from outside, fuzzed (ARGS='config --seconds 600'; guided where atheris is installed)"
 	@echo "make setup   only create $(VENV) and build;   make ext   rebuild native code in place;   make clean"
 
@@ -43,7 +43,7 @@ fuzz: setup
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: setup
-	@for f in tests/bench/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+	@$(BIN)/nfckpt bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -348,6 +348,33 @@ def check(
     raise typer.Exit(0 if report.ok else 1)
 
 
+# ── measurements ─────────────────────────────────────────────────────────────────────────────────
+
+@app.command(epilog="""Examples:
+
+nfckpt bench --quick
+
+nfckpt bench checkpoints vs_redis --seconds 20
+
+nfckpt bench --json > result.json""")
+def bench(
+    rows: Annotated[Optional[list[str]], typer.Argument(metavar="[ROWS…]", help="Rows or keys of --list; all of them without.")] = None,  # noqa: UP045
+    quick: Annotated[bool, typer.Option("--quick", help="All rows in under a minute, with wider spreads.")] = False,
+    seconds: Annotated[Optional[float], typer.Option(min=0.1, max=600.0, help="Measured time a row; 6 without.")] = None,  # noqa: UP045
+    list_rows: Annotated[bool, typer.Option("--list", help="What can be measured, with targets; measures nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a checkpoint costs here: two arms in turn in one run, medians of their ratios, the limit beside each.
+
+    Exit code 1 when a row failed or two arenas that should be equal are not; a missed target is none.
+    """
+    from nfckpt.bench import report
+    if list_rows:
+        report.listing(as_json)
+        return
+    raise typer.Exit(report.run(rows or [], seconds or (report.QUICK_S if quick else report.SECONDS), as_json))
+
+
 # ── the machine ──────────────────────────────────────────────────────────────────────────────────
 
 @app.command(epilog="""Examples:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nfckpt import Burst, NetworkFunction, PollingFunction
 
 if TYPE_CHECKING:
@@ -67,3 +69,30 @@ class Keeps(PollingFunction):
                 agent.tx_burst(held)
             else:
                 agent.tx_burst(burst)
+
+
+class Samples(NetworkFunction):
+    """Counts each frame twice: in marked counters, and with plain numpy in an array that the mmu tracker watches. Raises when the
+    two disagree, in its first life or in one over a committed arena (I4). Ticks are counted with no frame about."""
+
+    ports = ("left", "right")
+    tick_ms = 1
+
+    def declare(self, state: State) -> None:
+        self.totals = state.counters("totals", ["left_frames", "right_frames"])
+        self.ticks = state.array("ticks", np.uint64, 1, tracker="mmu", fallback=None)
+        self.hits = state.array("hits", np.uint64, (2, 1024), tracker="mmu", fallback=None)
+        self.agree()
+
+    def agree(self) -> None:
+        if self.hits.view.sum(1).tolist() != self.totals.values.tolist():
+            raise RuntimeError(f"array {self.hits.view.sum(1)}, counters {self.totals.values}")
+
+    def on_burst(self, burst: Burst, ctx: Context) -> None:
+        self.totals.add(burst.port, 1)
+        np.add.at(self.hits.view, (burst.port, ctx.random_u64() % 1024), 1)
+        self.agree()
+        burst.send(slice(None), 1 - burst.port)
+
+    def on_tick(self, ctx: Context) -> None:
+        self.ticks.view[0] += 1

@@ -53,7 +53,7 @@ def test_everything_required_holds_here_and_nothing_of_the_host_changes(capsys: 
     assert report["ok"] is True
     seen = {c["name"]: c for c in report["checks"]}
     for name in ("AF_PACKET V2 ring", "nftables egress fence", "veth and bridge", "memfd seals", "robust mutex", "pidfd",
-                 "unprivileged user namespaces", "userfaultfd WP_ASYNC", "channel cipher", "compiler and Python headers"):
+                 "unprivileged user namespaces", "mmu tracker", "channel cipher", "compiler and Python headers"):
         assert seen[name]["ok"], seen[name]
     assert not seen["offloads of lo"]["ok"] and "ethtool -K lo" in seen["offloads of lo"]["remedy"]
 

@@ -46,6 +46,21 @@ def test_the_active_is_killed_five_times(profile: str, app: str) -> None:
 
 
 @BOTH
+def test_an_array_that_numpy_writes_survives_kills(profile: str) -> None:
+    """The app ends itself (code 8) when the watched array and the marked counters disagree, and so would a second life."""
+    with PairRig(profile, APP + "Samples") as rig:
+        rows = {row["name"]: row for row in rig.pair.status()[rig.active]["state"]}
+        assert rows["hits"]["tracker"] == "mmu" and rows["totals"]["tracker"] == "barrier"
+        for pause in pauses(seed=12, n=3):
+            rig.protected()
+            time.sleep(pause)
+            rig.kill_active()
+        rig.protected()
+        rig.check()
+        assert rig.term == 4 and not rig.seen("stopped")
+
+
+@BOTH
 def test_killed_the_moment_it_is_protected(profile: str) -> None:
     """The standby may not have been told yet that it is recorded: only the witness knows."""
     with PairRig(profile) as rig:

@@ -139,9 +139,9 @@ def test_outputs_and_dirty_bytes_close_an_epoch_at_the_poll() -> None:
         rig.rx()
     assert rig.path.staged is not None
     rig.path.shipped()
-    for page in range(3):
+    for page in range(3):                   # dirty bytes are lines of 64 bytes
         assert rig.path.staged is None
-        rig.arena.write_bytes(page * 4096, b"x")
+        rig.arena.write_bytes(page * 4096, bytes(4096))
         rig.rx()
     assert rig.path.staged is not None
     assert rig.engine.engine.closed == {"time": 0, "frames": 1, "bytes": 1, "crowded": 0, "request": 0}

@@ -345,7 +345,8 @@ def test_state_names_and_rows():
     assert state.flows is state["flows"]
     state.ports.allocate([0] * 41)
     rows = {r["name"]: r for r in state.describe()}
-    assert rows["ports"] == {"name": "ports", "kind": "port_pool", "bytes": rows["ports"]["bytes"], "fill": 0.5, "refused": 0}
+    assert rows["ports"] == {"name": "ports", "kind": "port_pool", "bytes": rows["ports"]["bytes"], "fill": 0.5, "refused": 0,
+                             "tracker": "barrier"}
     assert rows["flows"]["fill"] == 0.0 and rows["hits"]["fill"] is None
     with pytest.raises(AttributeError, match="nothing"):
         _ = state.nothing

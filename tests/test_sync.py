@@ -1,13 +1,9 @@
-"""Sync of a blank standby: under writes, in groups, with a peer that may vanish at any of them; and what it costs, tiny."""
+"""Sync of a blank standby: under writes, in groups, with a peer that may vanish at any of them."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -235,23 +231,3 @@ def test_an_arena_larger_than_memory_is_refused_before_anybody_follows() -> None
     small = Arena(1 << 20)
     small.populate()
     assert os.fstat(small.fd).st_blocks * 512 == 1 << 20
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_sync", Path(__file__).parent / "bench" / "bench_sync.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_sync"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_benchmark_of_the_sync_runs_tiny(bench: ModuleType) -> None:
-    row = bench.measure_sync(8)
-    assert row["equal"] and row["pages"] == (8 << 20) // 4096 - 255 and row["sync_ratio"] > 0
-
-
-def test_the_benchmark_of_the_drain_runs_tiny(bench: ModuleType) -> None:
-    row = bench.measure_drain(100)
-    assert row["equal"] and row["epochs"] == 100 and row["drain_ratio"] > 0

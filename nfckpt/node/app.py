@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from nfckpt.clock import PairClock
 from nfckpt.config import PairConfig
-from nfckpt.errors import ConfigError, NfckptError, StateError
+from nfckpt.errors import ConfigError, MachineError, NfckptError, StateError
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
@@ -50,15 +50,21 @@ def load_app(config: PairConfig) -> App:
 
 
 def declare(config: PairConfig, app: App, arena: Arena, seed: bytes) -> tuple[State, Parking]:
-    """All regions of the pair in `arena`, sealed. Raises ConfigError when the app's `declare` fails."""
+    """All regions of the pair in `arena`, sealed. Raises ConfigError when the app's `declare` fails or declares more than this
+    machine could ever hold, MachineError when it insists on a tracker that is not to be had here."""
     state = State(arena, seed=seed)
     try:
         app.declare(state)
         parking = Parking(arena, max(1, config.bounds.park_frames_max))
     except StateError as e:
         raise ConfigError(f"state of {config.app}: {e.message}", e.hint) from None
+    except MachineError:
+        raise
     except Exception as e:
         raise ConfigError(f"{config.app}.declare raised {type(e).__name__}: {e}", where(e)) from None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if arena.used > memory:
+        raise ConfigError(f"state of {config.app}: {arena.used} bytes on a machine that has {memory}", "declare less")
     state.seal()
     return state, parking
 

@@ -101,7 +101,7 @@ class Leader(Shell):
             gc.disable()
         agent.hook = self._hook
         self.takeover = None
-        if takeover is not None and tap is not None and not takeover.handover:
+        if takeover is not None and tap is not None and not takeover.handover and arena.undoable:
             self.suspects = Suspects(agent, tap, b, takeover.marks.get("fence", live_ns))
             self.suspects.enter()
         try:
@@ -133,10 +133,10 @@ class Leader(Shell):
             raise Stopped(8, f"{type(e).__name__} on the packet thread: {e}") from None
         port, key, frame = suspects.undo(now)
         self.quarantined = suspects.quarantined
-        arena = Arena(fd=os.dup(self.arena.fd))
         app = load_app(self.config)
-        self.state, parking = declare(self.config, app, arena, self.secrets.table)
-        agent.start_over(arena, parking)
+        agent.arena.forget_regions()
+        self.state, parking = declare(self.config, app, agent.arena, self.secrets.table)
+        agent.start_over(parking)
         self.ctx = AppContext(agent, self.clock)        # what a thread of the old app still hands over is nobody's
         self.ctx.tick(now)
         for to, own in app.announce(self.ctx):

@@ -18,6 +18,7 @@ from typing import Any
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native.channel import Channel
+from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.life import LifeWatch
 from nfckpt.native.patience import Patience
 from nfckpt.node.app import App
@@ -133,9 +134,12 @@ class Shell:
             self.pidfd = os.dup(transport.peer_pidfd)                   # type: ignore[attr-defined]
 
     def _attach(self) -> None:
-        """Over a native channel records and acks go without Python."""
+        """Over a native channel records and acks go without Python; where bytes cost, records are encoded."""
         if self.core is not None and isinstance(self.transport, Channel):
             self.core.path.attach(self.transport)
+            if isinstance(self.core, Active) and self.transport.costly:
+                b = self.bounds
+                self.core.path.encode_with(DeltaEncoder(self.core.agent.arena, self.secrets.tap, b.names_max, b.gate_frames_max))
 
     def _drop_channel(self, keep_watch: bool = False) -> None:
         if self.transport is not None:

@@ -13,6 +13,8 @@ Promises    Q1 of a quarantined frame nothing stays: no write, no output.   Q2 f
             Q4 nothing of this costs anything once `over`.
 Not here    a native crash: it takes the process along, wherever it happens. A loop in native code ends the process too, after
             loop_ms_max.
+            State with an mmu or compare tracker: its writes are found after they were made, so they cannot be undone. The replay is
+            not careful then, and the node stops at the first exception.
             An exception while no suspect is in the app's hands (on_tick, call_soon): nothing to quarantine, the node stops.
 """
 

@@ -300,20 +300,10 @@ def _pidfd() -> str:
             p.kill()
 
 
-def _userfaultfd() -> str:
-    number = {"x86_64": 323, "aarch64": 282, "riscv64": 282}.get(platform.machine())
-    if number is None:
-        raise MachineError(f"system call number unknown on {platform.machine()}")
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(number, os.O_CLOEXEC | 1)             # UFFD_USER_MODE_ONLY: allowed to everybody
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    try:
-        api = bytearray(struct.pack("=QQQ", 0xAA, 1 << 13 | 1 << 15, 0))    # WP_UNPOPULATED, WP_ASYNC
-        fcntl.ioctl(fd, 0xC018AA3F, api)
-        return "write-protect tracking answers"
-    finally:
-        os.close(fd)
+def _mmu_tracker() -> str:
+    from nfckpt.native.mmu import probe
+    probe()
+    return "three pages written, these three reported"
 
 
 def _huge_pages() -> str:
@@ -434,7 +424,7 @@ def checks(device: str | None = None) -> list[Check]:
         _try("memfd seals", _seals, "Linux >= 5.1", True),
         _try("robust mutex", _robust_mutex, "glibc, and native code built", True),
         _try("pidfd", _pidfd, "Linux >= 5.3, and a seccomp profile that lets it through", True),
-        _try("userfaultfd WP_ASYNC", _userfaultfd, "Linux >= 6.7; without it `mmu` regions fall back to `compare`"),
+        _try("mmu tracker", _mmu_tracker, "Linux >= 6.7, and a seccomp profile that lets userfaultfd through; without it `mmu` regions fall back to `compare`"),
         _try("transparent huge pages", _huge_pages, "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled (a fifth off a packet)"),
         _try("receive buffer", _receive_buffer, "sysctl net.core.rmem_max=16777216: measuring sinks need it"),
         _try("channel cipher", _cipher, "OpenSSL's libcrypto.so.3 (Debian: apt-get install libssl3); until then every TCP record takes the GIL"),

@@ -46,6 +46,7 @@ from nfckpt.wire.messages import (
     Handover,
     Hello,
     Leave,
+    Need,
     Protected,
     Refuse,
     TapOpen,
@@ -201,7 +202,10 @@ class Active:
         if isinstance(message, TapOpen):
             self.tap_open = True
             self.path.sync_pages = True
+            self.path.tap_opened()
             return []
+        if isinstance(message, Need):
+            return [Send(kinds.OUTPUTS, self.path.outputs_of(message.epoch))]
         if isinstance(message, Whole) and self.state is S.PROTECTING and self.path.sync.done:
             self.whole = True
             return [] if self.lease else self._record(now)

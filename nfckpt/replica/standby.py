@@ -30,6 +30,7 @@ from nfckpt.wire.messages import (
     Handover,
     Hello,
     Leave,
+    Need,
     Protected,
     Refuse,
     TapOpen,
@@ -37,6 +38,7 @@ from nfckpt.wire.messages import (
     Whole,
     decode_ack,
     decode_control,
+    decode_outputs,
     encode_control,
 )
 
@@ -73,12 +75,14 @@ class Standby:
         self.pair, self.node, self.layout, self.bounds, self.secret = pair, node, layout, bounds, secret
         self.arena, self.tap, self.clock = arena, tap, clock
         self.state = S.JOINING
-        self.path = StandbyPath(tap, arena, secret, now)
+        self.path = StandbyPath(tap, arena, secret, now, record_bytes_max=bounds.message_bytes_max)
         self.acked_ns = 0               # own clock, our last answer to a beat: the promise of I9 counts from it
         self.welcome_ns = 0
         self.open_ns = 0
         self.covered_ns = 0
-        self.waiting: deque[memoryview] = deque()       # records the tap has no room for yet
+        self.waiting: deque[memoryview] = deque()       # records the tap has no room, or not every input, for yet
+        self.missing = (0, 0)           # epoch of the first of them, and since when it lacks an input
+        self.asked = 0                  # the epoch whose outputs we asked for
         self.handover = False
 
     def _move(self, event: str) -> None:
@@ -137,6 +141,13 @@ class Standby:
                 return self.work(now)
             self.acked_ns = now
             return [Send(kinds.BEAT_ACK, self.path.ack(beat.epoch, now)), *self.work(now)]
+        if kind == kinds.OUTPUTS:
+            session, epoch, outputs = decode_outputs(payload)
+            if session != self.session or epoch != self.asked:
+                raise PeerError(f"outputs of epoch {epoch}, which were not asked for")
+            if epoch == self.path.epoch + 1:        # else its inputs came meanwhile
+                self.path.supply(outputs)
+            return self.work(now)
         if kind != kinds.CONTROL:
             raise PeerError(f"message of kind {kind} from the active")
         message = decode_control(payload)
@@ -179,7 +190,19 @@ class Standby:
             return [*effects, Event("divergent", {"epoch": path.divergent_epoch}),
                     Stop(6, f"the arena differs from the active's at epoch {path.divergent_epoch}")]
         self.tap.age(path.released_through)
-        return effects + self._progress(now)
+        return [*effects, *self._need(now), *self._progress(now)]
+
+    def _need(self, now: int) -> list[Effect]:
+        """The first record that waits is told by an input which the tap does not hold: after one skew it will not come any more."""
+        if not self.waiting or not self.path.missing or self.claimed:
+            return []
+        due = self.path.epoch + 1
+        if self.missing[0] != due:
+            self.missing = (due, now)
+        if self.asked == due or now - self.missing[1] <= self.bounds.tap_skew_ms_max * MS:
+            return []
+        self.asked = due
+        return [Send(kinds.CONTROL, encode_control(Need(self.session, due)))]
 
     def _progress(self, now: int) -> list[Effect]:
         skew = self.bounds.tap_skew_ms_max * MS

@@ -28,6 +28,7 @@ from nfckpt.failover.witness import Answer, Question
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
+from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.gate import Gate
 from nfckpt.native.port import Port
@@ -348,6 +349,8 @@ class SimNode:
                              engine=engine, writer=self.writer, clock=self.clock, lease=lease, kills=not w.hosts)
         core.world = w
         self.core = core
+        if w.hosts:
+            core.path.encode_with(DeltaEncoder(arena, w.secret, b.names_max, b.gate_frames_max))
         w.leads(self, blank, standby if isinstance(standby, Standby) else None)
         yield from self._perform(core.unlimited(w.now))
         if isinstance(standby, Standby):

@@ -67,10 +67,16 @@ class State:
         self._check(name)
         return self._keep(Counters(self.arena, name, names))
 
-    def array(self, name: str, dtype: DTypeLike, shape: int | Sequence[int]) -> TypedArray:
-        """A numpy array, zeros at first: read by `view`, written by `set`."""
+    def array(
+        self, name: str, dtype: DTypeLike, shape: int | Sequence[int], *, tracker: str = "barrier", fallback: str | None = "compare"
+    ) -> TypedArray:
+        """A numpy array, zeros at first: read by `view`, written by `set`.
+
+        With `tracker` "mmu" (the kernel notes written 4 KiB pages) or "compare" (against a copy: exact, slow) `view` is writable,
+        for any code: numpy's `out=`, `readinto`, `recv_into`. Where the machine has no mmu tracker, `fallback` is used and
+        `describe()` says so; with fallback=None that is a MachineError."""
         self._check(name)
-        return self._keep(TypedArray(self.arena, name, dtype, shape))
+        return self._keep(TypedArray(self.arena, name, dtype, shape, tracker, fallback))
 
     def port_pool(
         self, name: str, *, lo: int = 1024, hi: int = 65535, addresses: int = 1, protocols: int = 1

@@ -4,6 +4,7 @@
     2 ACK        standby → active   committed through epoch e
     3 BEAT       either             alive, and how far
     4 BEAT_ACK   either             the answer, for the round trip
+    5 OUTPUTS    active → standby   the outputs of an epoch whose inputs the standby did not see
    16 CONTROL    either             a msgspec msgpack struct union: rare, schema-checked
 """
 
@@ -15,4 +16,5 @@ EPOCH: Final = 1
 ACK: Final = 2
 BEAT: Final = 3
 BEAT_ACK: Final = 4
+OUTPUTS: Final = 5
 CONTROL: Final = 16

@@ -7,6 +7,8 @@ Ack and beat (kinds ACK, BEAT, BEAT_ACK): fixed, little-endian, because they are
     BEAT        | session u64 | beat u64  | stamp_ns u64 | echo_ns u64 | ports_empty u32 | zero u32  |
     BEAT_ACK    | session u64 | beat u64  | stamp_ns u64 | echo_ns u64 | inputs u32      | flags u32 |
 
+    OUTPUTS     | session u64 | epoch u64  | outputs as in the epoch's record (native/epoch.pyx)   the answer to Need
+
 `stamp_ns` is the sender's CLOCK_MONOTONIC, `echo_ns` the last stamp it heard from the other side: neither clock is
 ever compared with the other, each only with itself.
 """
@@ -21,11 +23,11 @@ import msgspec
 from nfckpt.errors import PeerError
 
 __all__ = [
-    "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Protected", "Refuse", "TapOpen", "Welcome", "Whole",
-    "decode_ack", "decode_control", "encode_ack", "encode_control",
+    "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Need", "Protected", "Refuse", "TapOpen", "Welcome", "Whole",
+    "decode_ack", "decode_control", "decode_outputs", "encode_ack", "encode_control",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 TAP_GAP = 1                     # flags: the tap is inexact for now
 
 _ACK = struct.Struct("<QQQQII")
@@ -49,6 +51,13 @@ def decode_ack(payload: memoryview) -> Ack:
     if len(payload) != _ACK.size:
         raise PeerError(f"ack of {len(payload)} bytes, not {_ACK.size}")
     return Ack._make(_ACK.unpack(payload))
+
+
+def decode_outputs(payload: memoryview) -> tuple[int, int, memoryview]:
+    """(session, epoch, outputs as in the record). Raises PeerError for a payload shorter than its two numbers."""
+    if len(payload) < 16:
+        raise PeerError(f"outputs of {len(payload)} bytes")
+    return int.from_bytes(payload[:8], "little"), int.from_bytes(payload[8:16], "little"), payload[16:]
 
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]       # what native code takes; the rest is refused
@@ -96,6 +105,13 @@ class Whole(_Message):
     session: Number
 
 
+class Need(_Message):
+    """Follower → active: my tap lacks inputs that this epoch's record is told by; send its outputs whole (kind OUTPUTS)."""
+
+    session: Number
+    epoch: Number
+
+
 class Protected(_Message):
     """Active → follower: the witness recorded your standing grant for term + 1."""
 
@@ -116,7 +132,7 @@ class Leave(_Message):
     session: Number
 
 
-Control = Hello | Refuse | Welcome | TapOpen | Whole | Protected | Handover | Leave
+Control = Hello | Refuse | Welcome | TapOpen | Whole | Need | Protected | Handover | Leave
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)

@@ -3,6 +3,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from nfckpt.native.agent cimport Agent
 from nfckpt.native.channel cimport Channel
+from nfckpt.native.delta_encoder cimport DeltaEncoder
 from nfckpt.native.engine cimport Engine
 from nfckpt.native.epoch cimport EpochWriter
 from nfckpt.native.staging cimport Staging
@@ -15,6 +16,8 @@ cdef class ActivePath:
     cdef readonly EpochWriter writer
     cdef Channel channel
     cdef bint has_channel
+    cdef DeltaEncoder _encoder
+    cdef bint encodes                   # records are told by what the standby has
     cdef public bint holding            # outputs are held for a standby: epochs are cut
     cdef public bint sync_pages         # pages ride along
     cdef public uint64_t session, term

@@ -20,9 +20,10 @@ from nfckpt.native.agent cimport raise_unsendable
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
-from nfckpt.native.arena cimport PAGE
-from nfckpt.native.epoch cimport Header, record_bytes_max
+from nfckpt.native.arena cimport LINE
+from nfckpt.native.epoch cimport Header, OutputHead, record_bytes_max
 from nfckpt.native.function cimport NativeFunction
+from nfckpt.native.gate cimport Gate, Held
 from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
 
@@ -55,6 +56,8 @@ cdef class ActivePath:
         self.heard_ns = now
         self.staging.clear()
         self.over = False
+        if self.encodes:
+            self._encoder.restart()
 
     def end(self):
         """The session is over: what is staged is nobody's, and nothing is captured until the next one begins."""
@@ -65,6 +68,18 @@ cdef class ActivePath:
         """Acks come from, and records go to, this channel; None: Python carries them."""
         self.has_channel = channel is not None
         self.channel = channel
+
+    def encode_with(self, DeltaEncoder encoder):
+        """Records of sessions that begin from now on go through `encoder`: the channel is one where bytes cost. None: as they are."""
+        self.encodes = encoder is not None
+        if encoder is not None:
+            self._encoder = encoder
+        self.agent.keep_inputs(encoder.kept if encoder is not None else None)
+
+    def tap_opened(self):
+        """The follower's tap buffers: outputs may be told by their inputs."""
+        if self.encodes:
+            self._encoder.from_inputs = True
 
     # ── acks ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -137,7 +152,7 @@ cdef class ActivePath:
     cdef bint cut(self, uint64_t now) noexcept nogil:
         cdef Header want
         cdef bint crowded, after_cut = self.captured
-        cdef uint64_t n
+        cdef uint64_t n, coded
         cdef uint8_t* buf
         cdef uint8_t* in_place
         self.captured = False
@@ -146,8 +161,8 @@ cdef class ActivePath:
         self.pages_ride = self.sync_pages and self.sync.ready(self.engine.committed)
         crowded = self.agent.names.n * 2 > self.agent.names.capacity or self.agent.gate.crowded()
         # pages alone are no reason to cut twice in a row: between two groups the app gets its packets
-        if self.engine.is_due(now, (self.pages_ride and not after_cut) or self.agent.has_pending(), crowded,
-                              self.agent.gate.tail - self.agent.gate.captured, <uint64_t>self.agent.arena.n_touched * PAGE) < 0:
+        if self.engine.is_due(now, (self.pages_ride and not after_cut) or self.agent.has_pending(now), crowded,
+                              self.agent.gate.tail - self.agent.gate.captured, <uint64_t>self.agent.arena.marks.n * LINE) < 0:
             return False
         buf = self.staging.room()
         if buf == NULL:                     # the channel is behind: the open epoch grows
@@ -163,7 +178,7 @@ cdef class ActivePath:
         want.ports_empty = self.agent.ports_empty
         n = self.writer.measure(self.agent.arena, self.agent.gate, self.agent.names, want.epoch, self.sync, self.pages_ride)
         # straight into the ring where it allows and nothing waits before it
-        in_place = self.channel.reserve(n) if self.has_channel and self.staging.count == 0 else NULL
+        in_place = self.channel.reserve(n) if self.has_channel and not self.encodes and self.staging.count == 0 else NULL
         self.writer.capture(self.agent.arena, self.agent.gate, self.agent.names, &want, self.sync, buf if in_place == NULL else in_place)
         self.captured = True
         self.cut_ns = now
@@ -177,7 +192,8 @@ cdef class ActivePath:
             self.channel.publish(KIND_EPOCH, n)
             self.engine.took(now)
             return True
-        self.staging.put(n, now)
+        coded = self._encoder.encode(buf, n, self.agent._ports.n) if self.encodes else n
+        self.staging.put(coded, n, now)
         if self.has_channel:
             self.push()
         return True
@@ -221,6 +237,24 @@ cdef class ActivePath:
             self.engine.hold.spent(self.cut_ns, ns)
         if self.pause_ns != NULL:
             self.note_pause(ns)
+
+    def outputs_of(self, epoch):
+        """OUTPUTS (wire/messages.py) of a shipped epoch, whole, as its record has them: the gate holds them until it is committed.
+        Raises PeerError for any other epoch."""
+        cdef Gate gate = self.agent.gate
+        cdef uint64_t seq
+        cdef Held* held
+        cdef OutputHead head
+        if not self.engine.committed < epoch < self.engine.epoch:
+            raise PeerError(f"outputs of epoch {epoch} were asked for (committed {self.engine.committed})")
+        parts = [int(self.session).to_bytes(8, "little"), epoch.to_bytes(8, "little")]
+        for seq in range(gate.head, gate.captured):
+            held = &gate.held[<uint32_t>seq & gate.mask]
+            if held.epoch == epoch:
+                head.port, head.length, head.zero = held.port, held.length, 0
+                parts.append((<const uint8_t*>&head)[:sizeof(OutputHead)])
+                parts.append(held.data[:held.length].ljust((held.length + 7) // 8 * 8, b"\0"))
+        return b"".join(parts)
 
     def beat(self):
         """(echo_ns, ports_empty) for a beat: the same word as a record carries, and it starts anew. While the open epoch has

@@ -5,6 +5,7 @@ from nfckpt.native.arena cimport Arena
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.epoch cimport Names
 from nfckpt.native.gate cimport Gate
+from nfckpt.native.kept_inputs cimport KeptInputs
 from nfckpt.native.parking cimport Parking
 from nfckpt.native.port_set cimport PortSet
 from nfckpt.native.tap cimport Tap
@@ -40,6 +41,8 @@ cdef class Agent:
     cdef public bint running
     cdef public bint paused             # input stops: a planned switch
     cdef public bint recording          # consumed frames are named for the standby
+    cdef KeptInputs _kept
+    cdef bint keeping                   # named frames are kept, so that outputs can be told by them
     cdef public uint64_t epoch          # the open epoch
     cdef public uint32_t ports_empty    # bit per port found empty since the last capture
     cdef readonly uint32_t in_flight    # frames owned by the app
@@ -55,6 +58,7 @@ cdef class Agent:
     cdef int send(self, Burst b) noexcept nogil
     cdef int let_go(self, Burst b) noexcept nogil
     cdef int complete(self, Burst b) noexcept nogil
-    cdef bint has_pending(self) noexcept nogil
+    cdef bint has_pending(self, uint64_t now) noexcept nogil
+    cdef keep_inputs(self, KeptInputs kept)
 
 cdef object raise_unsendable(Agent agent, Burst burst)

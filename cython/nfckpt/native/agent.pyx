@@ -116,6 +116,8 @@ cdef class Agent:
         if self.recording:
             for i in range(b.n):
                 b.key[i] = nf_frame_key(self.secret, b.port[i], b.data(i), b.length[i])
+                if self.keeping:
+                    self._kept.keep(self.names.n, b.key[i], b.data(i), b.length[i])
                 self.names.key[self.names.n] = b.key[i]
                 self.names.port[self.names.n] = b.port[i]
                 self.names.n += 1
@@ -155,9 +157,9 @@ cdef class Agent:
         self.poisons[self.n_poisons].key, self.poisons[self.n_poisons].until_ns = key, until_ns
         self.n_poisons += 1
 
-    def start_over(self, Arena arena not None, Parking parking):
-        """Another app takes the place of one that failed, over another mapping of the arena: frames that the old one had are nobody's."""
-        self.arena, self.parking, self.in_flight = arena, parking, 0
+    def start_over(self, Parking parking):
+        """Another app takes the place of one that failed, over the same arena: frames that the old one had are nobody's."""
+        self.parking, self.in_flight = parking, 0
 
     def tx_burst(self, Burst burst not None):
         """Frames with verdict SEND go into the gate, those with DROP are dropped; both become DONE. Returns how many were
@@ -183,6 +185,8 @@ cdef class Agent:
                 if not self.gate.hold(burst.out_port[i], burst.data(i), burst.length[i], self.epoch):
                     self.c.refused_full += 1
                     continue
+                if self.keeping:
+                    self._kept.made(self.gate.tail - 1, burst.key[i])
                 sent += 1
             elif v == DROP:
                 self.c.dropped += 1
@@ -265,10 +269,10 @@ cdef class Agent:
     @property
     def pending(self):
         """True when the open epoch has something to say: frames consumed, outputs held, lines written."""
-        return bool(self.has_pending())
+        return bool(self.has_pending(monotonic_ns()))
 
-    cdef bint has_pending(self) noexcept nogil:
-        return self.names.n > 0 or self.gate.tail != self.gate.captured or self.arena.n_touched > 0
+    cdef bint has_pending(self, uint64_t now) noexcept nogil:
+        return self.names.n > 0 or self.gate.tail != self.gate.captured or self.arena.written(now)
 
     @property
     def ports(self):
@@ -285,6 +289,12 @@ cdef class Agent:
         self.has_tap = tap is not None
         if tap is not None:
             self._tap = tap
+
+    cdef keep_inputs(self, KeptInputs kept):
+        """From the next epoch on, keep what outputs are made from; None: no more."""
+        self.keeping = kept is not None
+        if kept is not None:
+            self._kept = kept
 
     def forget_names(self):
         """Start of a new protection: what was consumed before is nobody's business."""

@@ -14,6 +14,7 @@ cdef class Channel:
     cdef readonly uint64_t bytes_received
     cdef readonly uint64_t message_bytes_max
     cdef readonly uint64_t send_backlog_bytes_max
+    cdef readonly bint costly   # bytes cost: epochs are encoded (nfckpt/checkpoint/delta.py)
     cdef int reason             # 0 open, else why it ended
     cdef int tx_reason          # why nothing can be sent, though there may be messages to read
     cdef Message unread         # put back: the next pop gives it again

@@ -41,6 +41,12 @@ cdef inline uint64_t pad8(uint64_t n) noexcept nogil:
     return (n + 7) & ~<uint64_t>7
 
 
+cdef inline void pad_with_zeros(uint8_t* p, uint64_t n) noexcept nogil:
+    """What follows n bytes up to a multiple of 8; the bytes themselves come next, so they may be written too."""
+    if n & 7:
+        (<uint64_t*>(p + (n & ~<uint64_t>7)))[0] = 0
+
+
 cdef uint64_t window_at(uint64_t epoch, uint64_t used) noexcept nogil:
     """The window of this epoch: 256-byte blocks in an order that visits all of them."""
     cdef uint64_t blocks = used // WINDOW
@@ -104,12 +110,13 @@ cdef class EpochWriter:
     cdef uint64_t measure(self, Arena arena, Gate gate, Names names, uint64_t epoch, PageSync sync, bint pages) noexcept nogil:
         """How many bytes a capture of epoch `epoch` takes; nothing is drained yet. `pages`: a group of `sync` rides along."""
         self.n_pages = 0
+        arena.collect()
         self.syncing = not sync.done
         if self.syncing:
             sync.forget_unsent()
             if pages:
                 self.n_pages = sync.choose(epoch)
-        self.n_lines = arena.count_dirty()
+        self.n_lines = arena.marks.n
         self.output_bytes = (gate.tail - gate.captured) * sizeof(OutputHead) + gate.uncaptured_bytes
         self.total = (HEADER_BYTES + names.n * 8 + pad8(names.n) + self.output_bytes + pad8(self.n_lines * 4) + self.n_lines * LINE
                       + pad8(<uint64_t>self.n_pages * 4) + <uint64_t>self.n_pages * PAGE)
@@ -118,13 +125,11 @@ cdef class EpochWriter:
     cdef void capture(self, Arena arena, Gate gate, Names names, Header* want, PageSync sync, uint8_t* buf) noexcept nogil:
         """`build` without the GIL, into `buf`, which has room for what `measure` has just said. `want` has session, term, epoch,
         now_ns, echo_ns, ports_empty."""
-        cdef uint64_t seq, w, p, base
-        cdef uint32_t i, page, bit
+        cdef uint64_t seq, p
+        cdef uint32_t i
         cdef Held* held
         cdef Header* h
         cdef OutputHead* oh
-        cdef uint32_t* number
-        cdef uint8_t* out
         h = <Header*>buf
         memset(h, 0, HEADER_BYTES)
         h.magic = EPOCH_MAGIC
@@ -141,6 +146,7 @@ cdef class EpochWriter:
         p = HEADER_BYTES
         memcpy(buf + p, names.key, names.n * 8)
         p += names.n * 8
+        pad_with_zeros(buf + p, names.n)
         memcpy(buf + p, names.port, names.n)
         p += pad8(names.n)
         names.n = 0
@@ -154,30 +160,18 @@ cdef class EpochWriter:
             oh.length = held.length
             oh.zero = 0
             p += sizeof(OutputHead)
+            pad_with_zeros(buf + p, held.length)
             memcpy(buf + p, held.data, held.length)
             p += pad8(held.length)
         gate.capture()
         # lines
         h.n_lines = <uint32_t>self.n_lines
-        number = <uint32_t*>(buf + p)
-        p += pad8(self.n_lines * 4)
-        out = buf + p
-        for i in range(arena.n_touched):
-            page = arena.touched[i]
-            w = arena.bits[page]
-            arena.bits[page] = 0
-            base = <uint64_t>page * PAGE
-            while w:
-                bit = <uint32_t>__builtin_ctzll(w)
-                w &= w - 1
-                number[0] = page * 64 + bit
-                number += 1
-                memcpy(out, arena.base + base + bit * LINE, LINE)
-                out += LINE
-        arena.n_touched = 0
-        p += self.n_lines * LINE
+        pad_with_zeros(buf + p, self.n_lines * 4)
+        arena.drain(<uint32_t*>(buf + p), buf + p + pad8(self.n_lines * 4))
+        p += pad8(self.n_lines * 4) + self.n_lines * LINE
         # pages of a sync
         h.n_pages = self.n_pages
+        pad_with_zeros(buf + p, self.n_pages * 4)
         memcpy(buf + p, sync.chosen, self.n_pages * 4)
         p += pad8(self.n_pages * 4)
         for i in range(self.n_pages):
@@ -190,9 +184,6 @@ cdef class EpochWriter:
         h.total_bytes = p
         CHECK(p == self.total)
 
-
-cdef extern from *:
-    int __builtin_ctzll(uint64_t) noexcept nogil
 
 
 # ── a received record ────────────────────────────────────────────────────────────────────────────
@@ -287,21 +278,27 @@ cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil:
     return True
 
 
-cdef void swap_words(uint64_t* a, uint64_t* b, int n) noexcept nogil:
-    cdef int i
-    cdef uint64_t t
-    for i in range(n):
-        t = a[i]
-        a[i] = b[i]
-        b[i] = t
+cdef extern from *:
+    """
+    #include <stdint.h>
+    /* 64 bytes, 16 at a time: left to itself the compiler swaps word by word, for the two might overlap */
+    typedef uint64_t nf_wide __attribute__((vector_size(16), aligned(8), may_alias));
+    static inline void nf_swap_line(void *a, void *b) {
+        nf_wide *x = (nf_wide *)a, *y = (nf_wide *)b;
+        for (int i = 0; i < 4; i++) { nf_wide t = x[i]; x[i] = y[i]; y[i] = t; }
+    }
+    """
+    void swap_line "nf_swap_line"(void* a, void* b) noexcept nogil
 
 
 cdef inline void _swap_line(Record* r, Arena arena, uint32_t i) noexcept nogil:
-    swap_words(<uint64_t*>(arena.base + <uint64_t>r.line_no[i] * LINE), <uint64_t*>(r.lines + <uint64_t>i * LINE), LINE // 8)
+    swap_line(arena.base + <uint64_t>r.line_no[i] * LINE, r.lines + <uint64_t>i * LINE)
 
 
 cdef inline void _swap_page(Record* r, Arena arena, uint32_t i) noexcept nogil:
-    swap_words(<uint64_t*>(arena.base + <uint64_t>r.page_no[i] * PAGE), <uint64_t*>(r.pages + <uint64_t>i * PAGE), PAGE // 8)
+    cdef uint32_t line
+    for line in range(PAGE // LINE):
+        swap_line(arena.base + <uint64_t>r.page_no[i] * PAGE + line * LINE, r.pages + <uint64_t>i * PAGE + line * LINE)
 
 
 cdef void record_ask(Record* r, Arena arena) noexcept nogil:

@@ -54,11 +54,11 @@ cdef class Staging:
             return NULL
         return self.mem + (self.first + self.count) % SLOTS * self.slot_bytes
 
-    cdef void put(self, uint64_t nbytes, uint64_t captured_ns) noexcept nogil:
-        """The slot of `room` holds a record."""
+    cdef void put(self, uint64_t nbytes, uint64_t written, uint64_t captured_ns) noexcept nogil:
+        """The slot of `room` holds a record of `nbytes`; `written`: what was written there before it was encoded."""
         cdef uint32_t i = (self.first + self.count) % SLOTS
-        CHECK(self.count < SLOTS and nbytes <= self.slot_bytes)
-        self.nbytes[i], self.captured_ns[i] = nbytes, captured_ns
+        CHECK(self.count < SLOTS and nbytes <= written and written <= self.slot_bytes)
+        self.nbytes[i], self.written[i], self.captured_ns[i] = nbytes, written, captured_ns
         self.count += 1
 
     cdef uint8_t* oldest(self) noexcept nogil:
@@ -68,8 +68,8 @@ cdef class Staging:
         """The channel took the oldest: its slot is free. Returns when it was captured."""
         cdef uint32_t i = self.first
         CHECK(self.count)
-        if self.nbytes[i] > KEEP_BYTES:
-            madvise(self.mem + i * self.slot_bytes + KEEP_BYTES, (self.nbytes[i] - KEEP_BYTES + PAGE - 1) // PAGE * PAGE, MADV_DONTNEED)
+        if self.written[i] > KEEP_BYTES:
+            madvise(self.mem + i * self.slot_bytes + KEEP_BYTES, (self.written[i] - KEEP_BYTES + PAGE - 1) // PAGE * PAGE, MADV_DONTNEED)
         self.first = (i + 1) % SLOTS
         self.count -= 1
         return self.captured_ns[i]

@@ -3,6 +3,7 @@ cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nfckpt.native.arena cimport Arena
 from nfckpt.native.channel cimport Channel
+from nfckpt.native.delta_decoder cimport DeltaDecoder
 from nfckpt.native.tap cimport Tap
 
 cdef enum:
@@ -30,7 +31,10 @@ cdef class StandbyPath:
     cdef readonly bint last_page
     cdef readonly uint64_t epochs
     cdef readonly uint64_t divergent_epoch  # 0: none
+    cdef readonly bint missing              # the record offered last waits for an input that the tap does not hold
     cdef int fault
+    cdef DeltaDecoder _decoder
+    cdef object _given                      # memory of the outputs that were asked for
     cdef uint64_t ack_head[ACKS]            # where in the channel the last acks end,
     cdef uint64_t ack_seq[ACKS]             # and which outputs each one let go
 

@@ -3,6 +3,7 @@
 
 Order of one epoch (I7)     whole in private memory → checked → session, term and number as due → names and outputs registered
                             → **ack** → swapped into the arena → its window compared
+An encoded one (checkpoint/delta.py) is decoded first: against the arena, which is at the epoch before, and the tap.
 
 A native Channel (shared memory, TCP) is attached and serves `run`; without one (a simulator's) Python calls `commit`. States
 are replica/standby.py's; everything that is no epoch is handed to it.
@@ -14,6 +15,7 @@ from libc.string cimport memcpy
 from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, TAP_GAP
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
+from nfckpt.native.delta_decoder cimport DELTA_MISMATCH, DeltaDecoder, NO_INPUT, delta_fault, is_delta
 from nfckpt.native.epoch cimport (
     Record, SYNC_LAST, record_agrees, record_apply, record_ask, record_fault, record_parse, record_register,
 )
@@ -21,7 +23,8 @@ from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
 
 cdef enum:
-    BATCH = 64                  # records between two looks at the tap
+    BATCH = 16                  # records between two looks at the tap, and bursts of 256 a look reads of each port: what
+    LOOK = 32                   # the records of full bursts answer for. Less, and under load the ports' rings overflow
 
 cdef enum Why:
     TIME = 0
@@ -29,18 +32,21 @@ cdef enum Why:
     IDLE = 2                    # nothing came, and patience is at its end
     GONE = 3
 
-cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse
+cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse, from 200 those of DeltaDecoder
     OTHER_SESSION = 100
     OTHER_EPOCH = 101
     EARLY_PAGES = 102
     UNSENT_STAMP = 103
+    ENCODED = 200
 
 
 cdef class StandbyPath:
-    """`arena` is blank; `secret`: 32 bytes shared by the pair; `n_ports`: of the active. Without a `tap` the state is followed and
-    nothing can be replayed or emitted again: names and outputs are checked, not kept."""
+    """`arena` is blank; `secret`: 32 bytes shared by the pair; `n_ports`: of the active; `record_bytes_max`: the most that an encoded
+    record may say it decodes to. Without a `tap` the state is followed and nothing can be replayed or emitted again: names and
+    outputs are checked, not kept."""
 
-    def __cinit__(self, Tap tap, Arena arena not None, bytes secret, uint64_t now, int n_ports=0):
+    def __cinit__(self, Tap tap, Arena arena not None, bytes secret, uint64_t now, int n_ports=0,
+                  uint64_t record_bytes_max=256 << 20):
         if len(secret) != 32:
             raise StateError("the secret must be 32 bytes")
         memcpy(self.secret, <const uint8_t*>secret, 32)
@@ -48,10 +54,12 @@ cdef class StandbyPath:
         self.has_tap = tap is not None
         self.n_ports = len(tap.ports) if self.has_tap else n_ports
         self.heard_ns = now
+        self._decoder = DeltaDecoder(secret, record_bytes_max)
 
     def begin(self, uint64_t session, uint64_t term, uint64_t epoch):
         """The active let us in: its first record will be `epoch`."""
         self.session, self.term, self.epoch = session, term, epoch - 1
+        self._decoder.begin(epoch)
 
     def attach(self, Channel channel):
         """Records come from, and acks go to, this channel; None: Python carries them."""
@@ -70,7 +78,8 @@ cdef class StandbyPath:
     # ── one record ───────────────────────────────────────────────────────────────────────────────
 
     def commit(self, uint8_t[::1] memory not None, uint64_t now):
-        """Take one record: register, apply. True: send an ack now. False: no room in the tap, nothing was taken; later.
+        """Take one record: register, apply. True: send an ack now. False: nothing was taken; later: no room in the tap, or
+        (`missing`) it lacks an input that the record is told by; or never: `divergent_epoch`.
 
         `memory` is writable, private, and the record's for good. Raises PeerError when the record does not belong here.
         """
@@ -89,13 +98,36 @@ cdef class StandbyPath:
             raise PeerError("pages before the tap was opened")
         if self.fault == UNSENT_STAMP:
             raise PeerError("an epoch answers a time stamp that was never sent")
+        if self.fault >= ENCODED:
+            raise PeerError(delta_fault(self.fault - ENCODED))
         raise PeerError(record_fault(self.fault or 1))
 
+    def supply(self, const uint8_t[::1] outputs not None):
+        """The outputs of the record that waits, whole: its inputs are not needed any more."""
+        self._given = outputs
+        self._decoder.outputs = &outputs[0] if outputs.shape[0] else NULL
+        self._decoder.outputs_bytes = outputs.shape[0]
+
     cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil:
-        """1 taken, 0 no room in the tap, -1 refused (self.fault)."""
+        """1 taken, 0 not now (see `commit`), -1 refused (self.fault)."""
         cdef Record r
         cdef Ack ack
-        self.heard_ns = now
+        cdef int d
+        self.missing = False
+        if is_delta(data, n):
+            d = self._decoder.decode(data, n, self.arena, self.tap, self.n_ports)
+            if d == NO_INPUT and self.has_tap and self.tap.look(now, 8) >= 0:        # it may have come since the last look
+                d = self._decoder.decode(data, n, self.arena, self.tap, self.n_ports)
+            if d == NO_INPUT:
+                self.missing = True
+                return 0
+            if d == DELTA_MISMATCH:         # what it is told by reads differently here
+                self.divergent_epoch = self.epoch + 1
+                return 0
+            if d:
+                self.fault = ENCODED + d
+                return -1
+            data, n = self._decoder.buf, self._decoder.n
         self.fault = record_parse(&r, data, n, self.arena, self.n_ports)
         if self.fault:
             return -1
@@ -112,6 +144,8 @@ cdef class StandbyPath:
         record_ask(&r, self.arena)
         if self.has_tap and not record_register(&r, self.tap, now):
             return 0
+        self.heard_ns = now                 # not before: one that waits is offered again and again, and is no sign of life
+        self._decoder.follow(r.h)
         self.epoch = r.h.epoch
         self.next_seq = r.h.first_seq + r.h.n_outputs
         self.released_through = r.h.released_through
@@ -169,7 +203,7 @@ cdef class StandbyPath:
                 now = monotonic_ns()
                 if now >= until_ns:
                     break
-                n = self.tap.look(now, 8) if self.has_tap else 0
+                n = self.tap.look(now, LOOK) if self.has_tap else 0
                 if n < 0:
                     why = GONE
                     break

@@ -7,7 +7,7 @@ cdef class Structure:
     cdef readonly str name, kind, params
     cdef readonly uint64_t offset, nbytes       # of the region, in bytes
 
-    cpdef bint declare(self, Arena arena, str name, str kind, str params, uint64_t nbytes) except -1
+    cpdef bint declare(self, Arena arena, str name, str kind, str params, uint64_t nbytes, str tracker=*, fallback=*) except -1
 
 cdef const int64_t[::1] int64_column(object numbers)
 cdef Py_ssize_t pairs(const int64_t[::1] a, const int64_t[::1] b) except -1

@@ -42,7 +42,8 @@ cdef Py_ssize_t pairs(const int64_t[::1] a, const int64_t[::1] b) except -1:
 cdef class Structure:
     """Base class: `name`, `kind`, `params`, `offset` and `nbytes` of its region in `arena`."""
 
-    cpdef bint declare(self, Arena arena, str name, str kind, str params, uint64_t nbytes) except -1:
+    cpdef bint declare(self, Arena arena, str name, str kind, str params, uint64_t nbytes,
+                       str tracker="barrier", fallback="compare") except -1:
         """Declare the region; 1: it is new and its header is to be written, 0: it holds a structure already.
 
         Raises StateError when the region cannot be had or holds something else.
@@ -51,7 +52,7 @@ cdef class Structure:
             raise StateError(f"{kind} {name!r} has no arena, or has one already")
         self.arena = arena
         self.name, self.kind, self.params, self.nbytes = name, kind, params, nbytes
-        self.offset = arena.region(name, nbytes, kind, params)
+        self.offset = arena.region(name, nbytes, kind, params, tracker, fallback)
         cdef uint64_t stamp = int.from_bytes(hashlib.sha256(f"nfckpt {kind} {params}".encode()).digest()[:8], "little")
         cdef uint64_t seen = (<const uint64_t*>arena.read(self.offset))[0]
         if seen == stamp:
@@ -73,5 +74,8 @@ cdef class Structure:
         return 0
 
     def describe(self):
-        """dict(name, kind, bytes, fill, refused): one row of `nfckpt inspect`."""
-        return {"name": self.name, "kind": self.kind, "bytes": int(self.nbytes), "fill": self.fill, "refused": self.refused}
+        """dict(name, kind, bytes, fill, refused, tracker): one row of `nfckpt inspect`. `tracker` says why where it is not the
+        one asked for: "compare (no mmu: …)"."""
+        tracker, why = self.arena.trackers[self.name]
+        return {"name": self.name, "kind": self.kind, "bytes": int(self.nbytes), "fill": self.fill, "refused": self.refused,
+                "tracker": f"{tracker} ({why})" if why else tracker}

@@ -95,15 +95,16 @@ cdef class PageSync:
 
     cdef void forget_unsent(self) noexcept nogil:
         """Before `choose`: drop the marks of lines whose page is still to come, in this record or a later one."""
-        cdef uint32_t i, page, kept = 0
-        for i in range(self.arena.n_touched):
-            page = self.arena.touched[i]
-            if page < self.next:
-                self.arena.touched[kept] = page
+        cdef uint64_t i, kept = 0
+        cdef uint32_t line
+        for i in range(self.arena.marks.n):
+            line = self.arena.marks.log[i]
+            if line >> 6 < self.next:
+                self.arena.marks.log[kept] = line
                 kept += 1
             else:
-                self.arena.bits[page] = 0
-        self.arena.n_touched = kept
+                self.arena.marks.bits[line >> 6] = 0
+        self.arena.marks.n = kept
 
     cdef void took(self, uint64_t ns) noexcept nogil:
         """The poll that carried the last group took `ns`."""

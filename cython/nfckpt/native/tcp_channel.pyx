@@ -95,6 +95,7 @@ cdef class TcpChannel(Channel):
 
     def __cinit__(self, *args, **kwargs):
         self.fd = -1
+        self.costly = True
 
     def __init__(self, int fd, Aead tx not None, Aead rx not None, *, uint64_t message_bytes_max, uint64_t send_backlog_bytes_max):
         if not tx.seals or rx.seals:

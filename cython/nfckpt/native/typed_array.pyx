@@ -6,6 +6,9 @@
     weights.set((3, slice(None)), 0.5)          # marks one line, writes eight values
 
 A view handed out writable could not mark; so there is none. In native code `write(i, n)` marks and gives the pointer.
+
+    samples = state.array("samples", np.float32, 1_000_000, tracker="mmu")
+    np.multiply(samples.view, 0.5, out=samples.view)        # a writable view: any code may write, the kernel tells which pages
 """
 import numpy as np
 
@@ -18,9 +21,12 @@ from nfckpt.native.structure cimport int64_column
 
 
 cdef class TypedArray(Structure):
-    """TypedArray(arena, name, dtype, shape). Raises StateError for a dtype with Python objects or an empty shape."""
+    """TypedArray(arena, name, dtype, shape, tracker="barrier", fallback="compare"): see Arena.region for the last two.
 
-    def __cinit__(self, Arena arena not None, str name not None, dtype, shape):
+    Raises StateError for a dtype with Python objects or an empty shape.
+    """
+
+    def __cinit__(self, Arena arena not None, str name not None, dtype, shape, str tracker="barrier", fallback="compare"):
         self.dtype = np.dtype(dtype)
         self.shape = tuple(int(d) for d in (shape if hasattr(shape, "__len__") else (shape,)))
         if self.dtype.hasobject or self.dtype.itemsize == 0:
@@ -35,8 +41,12 @@ cdef class TypedArray(Structure):
         self.size, self.item = size, self.dtype.itemsize
         self.declare(arena, name, "array",
                      f"{self.dtype.descr if self.dtype.names else self.dtype.str}/{self.item} {self.shape}",
-                     LINE + self.size * self.item)
+                     LINE + self.size * self.item, tracker, fallback)
         self.first = self.offset + LINE
+        self.tracked = tracker != "barrier"
+        if self.tracked:
+            self._raw = np.ndarray(self.shape, self.dtype, arena.writable(name), LINE)
+            return
         cdef uint8_t[::1] memory = <uint8_t[:self.size * self.item]>(self.arena.base + self.first)
         self._raw = np.asarray(memory).view(self.dtype).reshape(self.shape)
 
@@ -50,7 +60,9 @@ cdef class TypedArray(Structure):
 
     @property
     def view(self):
-        """Read-only numpy view."""
+        """numpy view; writable where the tracker is mmu or compare. It keeps the arena alive."""
+        if self.tracked:
+            return self._raw
         return np.ndarray(self.shape, self.dtype, self.arena.view(), self.first)
 
     def __array__(self, dtype=None, copy=None):
@@ -67,6 +79,9 @@ cdef class TypedArray(Structure):
         cost what they write; other slices, index arrays and masks take 8 bytes of scratch per element of the array.
         Raises StateError for a field name: write whole records.
         """
+        if self.tracked:
+            self._raw[index] = value
+            return
         if not isinstance(index, tuple):
             index = (index,)
         if any(isinstance(i, (str, list)) and len(i) and isinstance(i[0], str) for i in index):
