@@ -63,6 +63,8 @@ def named(report: Report) -> list[tuple[str, str]]:
     ("Cached", {}, [], False),
     ("Polls", {}, [], False),
     ("Polls", {"keeps": True}, [], False),
+    ("Watched", {"tracker": "mmu"}, [], False),
+    ("Watched", {"tracker": "compare"}, [], False),
     ("Forgets", {}, [("kept", "Forgets.frames")], True),
     ("ForgetsSilently", {}, [("kept", "ForgetsSilently.histogram")], False),
     ("FirstOnly", {}, [("kept", "FirstOnly.greeted")], True),
@@ -181,6 +183,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("native")
     shutil.copy(ROOT / "tests" / "check_native_apps.pyx", folder)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env["CFLAGS"] = "-O0 -g0"           # what is measured here is no speed, and most of a build is optimisation
     done = subprocess.run(["cythonize", "-i", "-q", "check_native_apps.pyx"], cwd=folder, env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     sys.path.insert(0, str(folder))

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from nfckpt.errors import StateError
 from nfckpt.native.arena import Arena
 from nfckpt.native.gate import Gate
 from nfckpt.observe.quarantine import Quarantine
@@ -157,6 +159,63 @@ def test_undo_leads_back_to_the_instant() -> None:
     words[18] = 1
     with pytest.raises(Exception, match="nothing was saved"):
         arena.undo()
+
+
+def test_marks_taken_in_between_and_whole_pages_are_undone_as_well() -> None:
+    """Structures mark single lines, and pages at once; a sync in between takes marks: a page is then saved twice."""
+    arena = Arena(1 << 20)
+    state = State(arena, seed=SECRET)
+    words = state.array("words", "u8", (20_000,))
+    state.seal()
+    words[:] = 5
+    before = arena.digest()
+    arena.begin_undo()
+    for value in (6, 7):
+        words[3] = value
+        words[100:15_000] = value
+        words[3] = value + 10
+        arena.forget_writes()
+    arena.undo()
+    assert arena.digest() == before
+    arena.end_undo()
+
+
+@pytest.mark.parametrize("tracker", ["mmu", "compare"])
+def test_what_cannot_be_undone_is_not_replayed_with_care(tracker: str) -> None:
+    """Both nodes end, as at any exception: the tracker finds a write after it was made."""
+    arena = Arena(1 << 20)
+    state = State(arena, seed=SECRET)
+    state.array("late", "u8", (64,), tracker=tracker)
+    with pytest.raises(StateError, match="cannot be undone"):
+        arena.begin_undo()
+    with pytest.raises(StateError, match="as long as its arena lives"):
+        arena.forget_regions()
+    with PairRig("host", APP + "PoisonedLate", app_args={"tracker": tracker}) as rig:
+        rig.traffic.extra.append((LEFT, poison("raises")))
+        until(lambda: len(rig.seen("active", blank=True)) == 2, 20)
+        assert not rig.seen("quarantined") and [e["code"] for e in rig.seen("exited")][:2] == [8, 8]
+        rig.protected(3, 20)
+
+
+def test_a_fresh_app_declares_over_what_is_stored() -> None:
+    """It has the same layout, and is sealed to everybody else; a declaration that differs is refused."""
+    arena, layouts = Arena(1 << 20), set()
+    for _ in range(2):
+        arena.forget_regions()
+        state = State(arena, seed=SECRET)
+        counts = state.counters("counts", ["a"])
+        state.array("words", "u8", (100,))
+        state.seal()
+        counts.add("a", 1)
+        layouts.add(arena.layout_digest())
+        with pytest.raises(StateError, match="declared after start"):
+            arena.region("more", 1)
+        with pytest.raises(StateError, match="sealed"):
+            Arena(fd=os.dup(arena.fd))
+    assert counts["a"] == 2 and len(layouts) == 1
+    arena.forget_regions()
+    with pytest.raises(StateError, match="does not hold"):
+        State(arena, seed=SECRET).array("counts", "u8", (100,))
 
 
 def test_a_gate_forgets_what_was_held_since() -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nfckpt.native.arena import Arena
+from nfckpt.native.arena import Arena, Writable
 from nfckpt.native.burst import Burst
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.parking import Parking
@@ -115,7 +115,9 @@ def _is_view(value: Any) -> bool:
     """A numpy view into an arena's mapping."""
     while isinstance(value, np.ndarray):
         value = value.base
-    return isinstance(value, (mmap.mmap, Arena)) or (isinstance(value, memoryview) and isinstance(value.obj, (mmap.mmap, Arena)))
+    if isinstance(value, memoryview):
+        value = value.obj
+    return isinstance(value, (mmap.mmap, Writable))
 
 
 def _feed(h: Any, value: Any, depth: int, seen: set[int]) -> None:
