@@ -31,6 +31,7 @@ from libc.errno cimport EFAULT, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
+from posix.unistd cimport close, getpid
 
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.compare cimport compare_open
@@ -68,7 +69,7 @@ cdef class Arena:
     def __cinit__(self, nbytes=0, *, int fd=-1):
         cdef void* p
         self.fd = fd
-        self._pid = os.getpid()
+        self._pid = getpid()
         if fd < 0:
             if nbytes <= 0 or nbytes > (1 << 38):
                 raise ConfigError(f"arena of {nbytes} bytes", "arena_bytes must lie between 4096 and 2**38: records number its 64-byte lines in 32 bits")
@@ -103,18 +104,19 @@ cdef class Arena:
         self._sealed = False
         self._map = None
 
-    def __dealloc__(self):
+    def __dealloc__(self):      # no Python: at the end of the interpreter modules are gone
         cdef uint32_t i
         for i in range(self.n_watches):
             self.watches[i].close(&self.watches[i])
-        if self.base != NULL and os.getpid() == self._pid:      # in a forked child something else may lie there
+        if self.base != NULL and getpid() == self._pid:      # in a forked child something else may lie there
             munmap(self.base, self.size)
         free(self.watches)
-        self.end_undo()
+        free(self._undo.page)
+        free(self._undo.saved)
         unmap(self.marks.bits, <uint64_t>self.n_pages * 8)
         unmap(self.marks.log, <uint64_t>self.n_pages * LINES * 4)
         if self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
 
     cpdef uint64_t region(self, str name, uint64_t nbytes, str kind="bytes", str params="", str tracker="barrier",
                           fallback="compare") except? 0:
