@@ -25,7 +25,6 @@ from nfckpt.native.patience import Patience
 from nfckpt.native.standby_path import StandbyPath
 from nfckpt.native.tap import Tap
 from nfckpt.state.state import State
-from nfckpt.testbed.round_trip import ChannelPair
 from tests.test_wire_conformance import shm_pair, tcp_pair
 
 SECRET = bytes(range(7, 39))
@@ -239,11 +238,3 @@ def test_an_idle_loop_says_so_and_stays_impatient_until_there_is_work() -> None:
     assert lab.lead(5000, patience) == WHY_IDLE and lab.port.made == 32 and patience.yields > 0
     seen = patience.yields
     assert lab.lead(5000, patience) == WHY_IDLE and patience.yields == seen, "it has waited already"
-
-
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
-def test_the_round_trip_bench_runs(transport: str) -> None:
-    with ChannelPair(transport) as pair:
-        assert pair.round_trips(4096, 20).min() > 0
-        assert pair.bytes_per_s(300_000, 5) > 0
-        assert pair.channel.bytes_sent == 20 * 4096 + 5 * 300_000 and pair.channel.bytes_received == 25 * 40

@@ -23,6 +23,7 @@ from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
     PROTOCOL,
     Ack,
+    Handover,
     Hello,
     Protected,
     Refuse,
@@ -126,6 +127,7 @@ class Follower:
         return staged
 
     def whole(self) -> None:
+        self.core.hello()
         self.hear(kinds.CONTROL, encode_control(Welcome(SESSION, TERM, 1, 100)))
         self.wait(25)
         self.hear(kinds.EPOCH, self.record())
@@ -320,7 +322,52 @@ def test_a_switch_waits_for_a_record_that_the_channel_has_not_taken() -> None:
     number = lead.ship()
     assert lead.core.handed_over(rig.now) == []
     lead.ack(number)
-    assert isinstance(lead.core.handed_over(rig.now)[-1], Stop) and lead.core.state is ActiveState.FENCED
+    (told,) = lead.core.handed_over(rig.now)
+    assert isinstance(told, Send) and isinstance(decode_control(memoryview(told.payload)), Handover)
+    assert lead.core.state is ActiveState.HANDED
+
+
+def test_a_name_of_before_the_opening_takes_no_later_frame() -> None:
+    """The tap threw away what came before it opened; the name of such a frame waited, and took the next identical one."""
+    rig = Follower()
+    rig.core.hello()
+    assert rig.tap.buffering
+    rig.tap.offer(frame(1), 0, rig.now)             # long before TapOpen
+    rig.tap.name_frame(frame(1), 0, rig.now)
+    assert rig.tap.waiting_credits == 0
+    assert rig.tap.offer(frame(1), 0, rig.now + 1)  # the same bytes once more: nobody answered for these
+
+
+def handed_over() -> Leader:
+    lead = Leader()
+    lead.protect()
+    lead.core.hand_over()
+    lead.core.handed_over(lead.rig.now)
+    assert lead.core.state is ActiveState.HANDED
+    return lead
+
+
+def test_after_a_switch_the_old_active_ends_when_the_witness_says_so() -> None:
+    lead = handed_over()
+    lead.core.on_peer_lost(lead.rig.now, "closed", False)
+    assert lead.core.state is ActiveState.HOLDING
+    (end,) = lead.core.on_witness(lead.rig.now, Answer("solo", "denied", 2, "b", lead.core.session))
+    assert isinstance(end, Stop) and end.code == 4
+
+
+def test_a_switch_to_a_standby_that_died_is_taken_back() -> None:
+    """It died silently in the same instant: the only copy of the state stopped, and both nodes began blank."""
+    lead = handed_over()
+    rig = lead.rig
+    rig.agent.emit(1, frame(1))             # a timer of the app, while we wait
+    assert not rig.path.poll(rig.now) and rig.ports[1].left == []
+    effects = lead.core.on_peer_lost(rig.now, "its process ended", True)
+    assert any(isinstance(e, Ask) and e.question.verb == "solo" for e in effects)
+    assert lead.core.state is ActiveState.HOLDING       # dead or not: it had the right to claim, only the witness knows
+    lead.witness("solo")
+    assert lead.core.state is ActiveState.SOLO and not lead.core.handing_over
+    rig.agent.gate.release()
+    assert rig.ports[1].left == [frame(1)]
 
 
 def test_a_follower_waits_until_the_output_of_before_has_left() -> None:

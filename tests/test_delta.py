@@ -118,6 +118,25 @@ def test_what_is_decoded_is_what_was_captured(seed: int, epochs: list[tuple[list
     assert bytes_of(pair.rig.arena) == bytes_of(pair.standby.arena)
 
 
+def test_a_line_written_with_what_it_held_keeps_both_sides_in_step() -> None:
+    """It is told as a difference of nothing, and counts among the words that later lines may repeat, on both sides."""
+    pair = Pair()
+    arena = pair.rig.arena
+    stamp = bytes(range(1, 9))
+    for line in range(70, 76):
+        arena.write_bytes(line * 64, stamp)
+    pair.cross(*pair.encode(), [])
+    arena.write_bytes(70 * 64, stamp[::-1])
+    arena.write_bytes(71 * 64, stamp)                   # as it was
+    arena.write_bytes(72 * 64, stamp[::-1])             # the word changed two before
+    arena.write_bytes(73 * 64, stamp)
+    arena.write_bytes(74 * 64 + 8, stamp[::-1] + stamp)
+    raw, coded = pair.encode()
+    assert coded[:4] == b"NFD1"
+    pair.cross(raw, coded, [])
+    assert bytes_of(arena) == bytes_of(pair.standby.arena)
+
+
 GOLDEN = (
     "4e464431" "b855e722cf84c8ef" "b6921acd3a40cd5d"         # magic, check, window_hash
     "e002" "00"                                             # 352 bytes, flags

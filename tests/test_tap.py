@@ -224,6 +224,28 @@ def test_rule_6_what_was_named_before_it_was_whole_is_no_loss() -> None:
     assert tap.waiting_credits == 0 and tap.counters()["tap_missed"] == 1
 
 
+def test_rule_9_what_came_before_the_opening_is_over_when_it_is_whole() -> None:
+    """The tap buffers since the hello: outputs that left before protection and frames the active has answered are among that."""
+    tap, _ = rig()
+    tap.offer(A, 0, 1 * MS)
+    tap.offer(B, 1, 2 * MS)
+    tap.offer(C, 0, 3 * MS)
+    tap.whole(3 * MS)
+    assert replayed(tap) == [C] and tap.counters()["active_missed"] == 0
+
+
+def test_rule_5_nothing_is_replayed_after_what_came_long_after_it() -> None:
+    """The active's ring dropped A; its turn had not come, behind a frame of another port that is not settled."""
+    tap, _ = rig()
+    tap.offer(C, 1, 1 * MS)
+    tap.offer(A, 0, 1 * MS)
+    tap.offer(B, 0, 2 * MS + SKEW)
+    tap.name_frame(B, 0, 2 * MS + SKEW)
+    tap.age(0)
+    assert tap.waiting_inputs == 2
+    assert replayed(tap) == [C] and tap.counters()["active_missed"] == 1
+
+
 def test_rule_7_released_and_older_than_the_skew_is_forgotten() -> None:
     tap, _ = rig()
     for seq, one in enumerate((A, B, C)):
@@ -399,6 +421,13 @@ class Twin:
         else:
             self.credits.push(key=self.key(port, got), ts=now)
 
+    def whole(self, since: int) -> None:
+        for e in self.inputs.live():
+            if e["ts"] < since:
+                self.inputs.remove(e)
+        self.exact = self.read
+        self.c["active_missed"] = 0
+
     def age(self, released: int) -> None:
         for e in self.inputs.live():
             if e["ts"] + SKEW >= self.named[e["port"]]:
@@ -424,9 +453,15 @@ class Twin:
         return [(e["seq"], e["port"], e["data"]) for e in out]
 
     def replay(self, n: int) -> list[bytes]:
-        out = self.inputs.live()[:n]
-        for e in out:
+        out: list[dict[str, Any]] = []
+        for e in self.inputs.live():
+            if len(out) == n:
+                break
             self.inputs.remove(e)
+            if e["ts"] + SKEW < self.named[e["port"]]:
+                self.c["active_missed"] += 1
+            else:
+                out.append(e)
         self.c["replayed"] += len(out)
         return [e["data"] for e in out]
 
@@ -466,8 +501,8 @@ def differ(ops: list[tuple[str, int, int, int]], room: int = 64) -> dict[str, in
             tap.emptied(1 << port, now - amount * SKEW)
             twin.named[port] = max(twin.named[port], now - amount * SKEW)
         elif what == "whole":
-            tap.whole()
-            twin.exact = twin.read
+            tap.whole(twin.read)
+            twin.whole(twin.read)
         elif what == "open":
             tap.open()
             twin.open = True

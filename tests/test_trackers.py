@@ -7,7 +7,6 @@ import io
 import mmap
 import os
 import resource
-import runpy
 import signal
 import socket
 import subprocess
@@ -427,10 +426,3 @@ array.view[3] = 1
 print(arena.dirty_lines(), arena.scan_faults)
 """], capture_output=True, text=True, check=True).stdout.split()
     assert out == [str(21 * 64), "1"]
-
-
-def test_benchmark_runs_tiny() -> None:
-    run = runpy.run_path(str(Path(__file__).parent / "bench" / "bench_trackers.py"))["run"]
-    figures, checked = run(slices=2, mib=1, big_mib=4)
-    assert checked == "arenas equal" and set(figures) >= {"pause_ratio", "pause_flat_ratio", "mmu_pause_ratio"}
-    assert all(v > 0 for v in figures.values())

@@ -10,6 +10,7 @@ Picture     A A' A A' A A' …     two arms in turn, in slices of some 50 ms of 
 
 Rooms       targets  the rows: key, what it says, unit, target          slices   pairs, spread, which slices do not count
             pair     the two processes                                  machine  where it was measured
+            loopback both in one thread, for bytes                      capture  what a poll adds, alone
             figure   one row's outcome; how much work a row may do      report   all rows: table, JSON, exit code
             rows/    one mechanism each: `measure(scale)` → figures     rivals/  the same NAT as others would keep its state
 

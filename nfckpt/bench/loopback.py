@@ -1,6 +1,7 @@
-"""Loopback: active and standby in one process and one thread, for rows that count bytes or time one poll.
+"""Loopback: active and standby in one process and one thread, for rows that count bytes.
 
-Records are handed over as they are, or through `channel`, a pair of connected ends. After each `commit` both arenas agree.
+Records go through `channel`, a pair of connected ends: encoded where bytes cost there. By `tap`, its ports on the same segments, the
+standby finds the frames that a record names. After each `commit` both arenas agree.
 """
 
 from __future__ import annotations
@@ -18,65 +19,76 @@ from nfckpt.native.arena import Arena
 from nfckpt.native.bench import fault_in
 from nfckpt.native.burst import Burst
 from nfckpt.native.channel import Channel
+from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
 from nfckpt.native.port import Port
 from nfckpt.native.standby_path import StandbyPath
+from nfckpt.native.tap import Tap
 from nfckpt.state.state import State
 from nfckpt.wire import kinds
 
 __all__ = ["Loopback"]
 
+TAP_SKEW_NS = 20_000_000
+
 
 class Loopback:
-    """`app` over `ports`, both sides' arenas of `arena_bytes`. `last`: the record of the last commit."""
+    """`app` over `ports`, both sides' arenas of `arena_bytes`."""
 
     def __init__(self, app: NativeFunction, ports: Sequence[Port], arena_bytes: int,
-                 channel: tuple[Channel, Channel] | None = None) -> None:
-        self.app, self.burst, self.channel, self.last = app, Burst(), channel, b""
+                 channel: tuple[Channel, Channel], tap: Sequence[Port]) -> None:
+        self.app, self.burst, self.channel = app, Burst(), channel
         self.arena = Arena(arena_bytes)
         fault_in(self.arena)
         app.declare(State(self.arena, seed=SECRET))
         gate = Gate(list(ports), 1 << 14, 32 << 20)
         self.agent = Agent(list(ports), self.arena, gate, SECRET, names_max=1 << 14)
         self.path = ActivePath(self.agent, Engine(Bounds()), EpochWriter(SECRET), 0)
+        self.encoder = DeltaEncoder(self.arena, SECRET, 1 << 14, 1 << 14)
+        if channel[0].costly:
+            self.path.encode_with(self.encoder)
         now = time.monotonic_ns()
         self.path.begin(1, 1, now)
         self.agent.recording = self.path.holding = True
-        self.standby = StandbyPath(None, Arena(arena_bytes), SECRET, now, len(ports))
+        self.tap = Tap(list(tap), SECRET, TAP_SKEW_NS)
+        self.standby = StandbyPath(self.tap, Arena(arena_bytes), SECRET, now, len(ports))
         fault_in(self.standby.arena)
         self.standby.begin(1, 1, 1)
+        self.tap.open()
+        self.tap.whole()
+        self.standby.tap_open = True
+        self.path.tap_opened()
 
-    def feed(self, frames: int) -> None:
-        """One burst through the app, nothing captured yet."""
-        if self.agent.rx_burst(self.burst, frames):
-            self.app.process(self.burst, time.monotonic_ns())
+    def feed(self, frames: int, at_ns: int) -> int:
+        """One burst of at most so many through the app, whose clock says `at_ns`. How many; nothing captured yet."""
+        n = self.agent.rx_burst(self.burst, frames)
+        if n:
+            self.path.clock_offset_ns = at_ns - time.monotonic_ns()
+            self.app.process(self.burst, at_ns)
             self.agent.finish(self.burst)
+        return n
 
     def commit(self) -> None:
-        """Capture if that is not done yet, ship, commit."""
+        """Capture, ship, commit; nothing where nothing is new."""
         now = time.monotonic_ns()
-        if self.path.staged is None:
-            self.path.poll(now)
-        staged = self.path.staged
-        if staged is None:
+        if not self.path.poll(now):
             return
-        self.last = bytes(staged)
-        record: memoryview = memoryview(bytearray(self.last))
-        if self.channel is not None:
-            record = self._carry(0, kinds.EPOCH, self.last)
+        staged = self.path.staged
+        assert staged is not None
+        record = self._carry(0, kinds.EPOCH, staged)
         self.path.shipped()
-        self.standby.commit(record, time.monotonic_ns())
-        said = self.standby.ack(self.standby.epoch, time.monotonic_ns())
-        ack: bytes | memoryview = said
-        if self.channel is not None:
-            ack = self._carry(1, kinds.ACK, said)
+        self.tap.poll(now)
+        if not self.standby.commit(record, time.monotonic_ns()):
+            raise DifferenceError(f"epoch {self.standby.epoch + 1} names a frame that the tap did not see")
+        ack = self._carry(1, kinds.ACK, self.standby.ack(self.standby.epoch, time.monotonic_ns()))
         self.path.on_ack(ack, time.monotonic_ns(), True)
         self.agent.gate.release()
+        self.tap.poll(now)
+        self.tap.age(self.standby.released_through)
 
-    def _carry(self, end: int, kind: int, payload: bytes) -> memoryview:
-        assert self.channel is not None
+    def _carry(self, end: int, kind: int, payload: bytes | memoryview) -> memoryview:
         here, there = self.channel[end], self.channel[1 - end]
         while not here.send(kind, payload):
             here.flush()

@@ -8,7 +8,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["free_bytes", "machine", "machine_line"]
+from nfckpt.bench.figure import UnavailableError
+
+__all__ = ["machine", "machine_line", "room_for_arenas"]
 
 
 def _read(path: str, after: str = "") -> str:
@@ -26,6 +28,12 @@ def _read(path: str, after: str = "") -> str:
 def free_bytes() -> int:
     """Memory that can be had without swapping."""
     return int((_read("/proc/meminfo", "MemAvailable") or "0 kB").split()[0]) << 10
+
+
+def room_for_arenas(arena_bytes: int) -> None:
+    """Raises UnavailableError where two arenas so large, and what else it takes, do not fit."""
+    if 5 * arena_bytes // 2 > free_bytes():
+        raise UnavailableError(f"two arenas of {arena_bytes >> 20} MiB need more memory than is free", "close something, or use --quick")
 
 
 def machine() -> dict[str, Any]:

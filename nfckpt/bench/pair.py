@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Any
 
 from nfckpt.bench.figure import DifferenceError, UnavailableError
-from nfckpt.bench.machine import free_bytes
+from nfckpt.bench.machine import room_for_arenas
 from nfckpt.checkpoint.engine import Engine
 from nfckpt.config import Bounds
 from nfckpt.errors import PeerError
@@ -57,7 +57,9 @@ from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 __all__ = ["SECRET", "SPIN", "Pair", "Slice", "cpus"]
 
 SECRET = bytes(range(7, 39))
+HANDSHAKE_MS = 60_000               # the child faults its arena in first
 SPIN = Patience(1 << 40, 0)          # never gives its CPU away
+TCP = TcpOptions(SECRET, handshake_ms_max=HANDSHAKE_MS)
 MS = 1_000_000
 DRAIN_S = 10.0
 
@@ -98,8 +100,7 @@ class Pair:
     def __init__(self, app: NativeFunction | NetworkFunction, ports: Sequence[Port], *, arena_bytes: int, burst: int = 32,
                  window: int = 256, ring_bytes: int = 4 << 20, pages_max: int = 0, tap: Sequence[dict[str, Any]] = (),
                  tap_fds: Sequence[int] = (), skew_ms: int = 0, share_cpu: bool = False, tcp: bool = False) -> None:
-        if 5 * arena_bytes // 2 > free_bytes():
-            raise UnavailableError(f"two arenas of {arena_bytes >> 20} MiB need more memory than is free", "close something, or use --quick")
+        room_for_arenas(arena_bytes)
         self._stack = contextlib.ExitStack()
         before = os.sched_getaffinity(0)
         here, there = cpus()
@@ -125,12 +126,12 @@ class Pair:
 
     def _start(self, spec: dict[str, Any], fds: Sequence[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        attempt: ShmConnect | TcpListener = ShmConnect(ours, ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=60_000))
+        attempt: ShmConnect | TcpListener = ShmConnect(ours, ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=HANDSHAKE_MS))
         if spec["tcp"]:
             attempt.close()
             server = socket.create_server(("127.0.0.1", 0))
             spec["port"] = server.getsockname()[1]
-            attempt = TcpListener(server, TcpOptions(SECRET))
+            attempt = TcpListener(server, TCP)
         with theirs:
             spec["fd"] = theirs.fileno()
             self.child = subprocess.Popen([sys.executable, "-m", "nfckpt.bench.pair", json.dumps(spec)], stdin=subprocess.PIPE,
@@ -287,9 +288,9 @@ def standby(spec: dict[str, Any]) -> None:
         tap.whole()
     attempt: ShmConnect | TcpConnect
     if spec["tcp"]:
-        attempt = TcpConnect(("127.0.0.1", spec["port"]), TcpOptions(SECRET))
+        attempt = TcpConnect(("127.0.0.1", spec["port"]), TCP)
     else:
-        attempt = ShmConnect(socket.socket(fileno=spec["fd"]), ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=60_000), role="acceptor")
+        attempt = ShmConnect(socket.socket(fileno=spec["fd"]), ShmOptions(ring_bytes=spec["ring_bytes"], handshake_ms_max=HANDSHAKE_MS), role="acceptor")
     ring: Channel | None
     while (ring := attempt.poll()) is None:
         time.sleep(0.0005)

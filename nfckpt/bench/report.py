@@ -100,7 +100,7 @@ def run(names: Sequence[str], seconds: float, as_json: bool) -> int:
     console.print(machine_line(about))
     console.print(table(figures))
     console.print(f"{took:.0f} s. Medians of pairs of slices, in brackets their quartiles; held: slices measured again because the CPUs were "
-                  "somebody else's, ! where too few others were left.")
+                  "somebody else's, ! where too few others were left: not judged.")
     for f in figures:
         limit = [] if f.limit is None else [f"limit {f.limit:,.{2 if f.limit < 100 else 0}f} {f.limit_what}"]
         console.print(f"{f.key}: " + "; ".join(limit + ([f.note] if f.note else [])), markup=False)
@@ -121,10 +121,10 @@ def table(figures: Sequence[Figure]) -> Table:
     for f in figures:
         target = TARGETS[f.key]
         d = target.digits
-        value = "–" if f.value is None else f"{f.value:,.{d}f}"
+        value = "–" if f.value is None else f"{f.value:,.{d}f}{'' if f.quiet else '!'}"
         spread = f"[{f.spread[0]:,.{d}f} … {f.spread[1]:,.{d}f}]".replace("[", r"\[") if f.spread else ""
         met = {True: "[green]met[/green]", False: "[yellow]missed[/yellow]", None: ""}[f.met]
-        out.add_row(f.key, value, spread, target.unit, str(target), met, f"{f.rejected or ''}{'' if f.quiet else '!'}")
+        out.add_row(f.key, value, spread, target.unit, str(target), met, f"{f.rejected or ''}")
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,12 +33,14 @@ def _checksum(data: bytes) -> int:
     return int(~(total + (total >> 16)) & 0xffff)
 
 
-def udp_frame(src_port: int, nbytes: int = FRAME_BYTES) -> bytes:
-    """Ethernet, IPv4, UDP (no checksum) from the host inside to port 53 of the remote, `nbytes` long in all."""
-    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, nbytes - 14, 0, 0, 64, 17, 0, build.ip4(HOST_IP), build.ip4(REMOTE_IP))
+def udp_frame(src_port: int, nbytes: int = FRAME_BYTES, *, remote: int | str = REMOTE_IP, rng: random.Random | None = None) -> bytes:
+    """Ethernet, IPv4, UDP from the host inside to port 53 of the remote, `nbytes` long in all. Without `rng` id, checksum and payload
+    are zeros; with it what a real one's are for who cannot know them."""
+    ident, check, payload = (rng.randrange(1 << 16), rng.randrange(1, 1 << 16), rng.randbytes(nbytes - 42)) if rng else (0, 0, bytes(nbytes - 42))
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, nbytes - 14, ident, 0, 64, 17, 0, build.ip4(HOST_IP), build.ip4(remote))
     head = head[:10] + struct.pack("!H", _checksum(head)) + head[12:]
-    udp = struct.pack("!HHHH", src_port, 53, nbytes - 34, 0)
-    return build.mac_bytes(INSIDE_MAC) + build.mac_bytes(HOST) + b"\x08\x00" + head + udp + bytes(nbytes - 42)
+    udp = struct.pack("!HHHH", src_port, 53, nbytes - 34, check)
+    return build.mac_bytes(INSIDE_MAC) + build.mac_bytes(HOST) + b"\x08\x00" + head + udp + payload
 
 
 def nat_frames(flows: int) -> list[bytes]:

@@ -3,7 +3,8 @@
 Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            each step's µs go into the receipt
 
             CLAIM    on suspicion the witness is asked for the next term; on proof (profile host) the standing grant serves,
-                     once the active told us that it is recorded, and unless it parted from us first.
+                     once the active told us that it is recorded, and unless it parted from us first. A planned switch asks:
+                     the active lives, and takes the term back if we die before we have it.
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
             SETTLE   keep reading the segment and the channel until every committed output that can have left was seen, or the skew
@@ -36,7 +37,7 @@ class Step(Enum):
 
 class Takeover:
     """`proof`: the kernel says that the active is dead. `kills`: profile host. `leases`: profile hosts.
-    `handover`: the active gave the term away and emits no more. `parted`: it closed the channel before it died, so it may have
+    `handover`: the active waits for us to claim the term, and emits no more. `parted`: it closed the channel before it died, so it may have
     had our grant struck out: the witness is asked, proof or not."""
 
     def __init__(self, standby: Standby, bounds: Bounds, *, node: str, now: int, lost_ns: int, reason: str, proof: bool,
@@ -76,7 +77,7 @@ class Takeover:
         """Call often. Returns what to do; ends with Promote."""
         effects: list[Effect] = []
         if self.step is Step.CLAIM:
-            if self.standby.promotable and ((self.proof and self.kills and not self.parted) or self.handover):
+            if self.standby.promotable and self.proof and self.kills and not self.parted and not self.handover:
                 self.unheard = True             # the active goes on telling it
                 effects.append(Ask(Question("took", self.node, self.term)))
                 self._next(now, Step.FENCE)

@@ -206,7 +206,8 @@ class Leader(Shell):
             except PeerError as e:
                 lost = e.message
             if lost and self.transport is t:
-                self._perform(core.on_peer_lost(now, lost, self._peer_dead()))
+                dead, now = self._peer_dead(), time.monotonic_ns()      # in this order: see _slow
+                self._perform(core.on_peer_lost(now, lost, dead))
                 self._drop_channel(keep_watch=core.state.value == "holding")
         if core.may_release(now):
             agent.gate.release()
@@ -252,9 +253,12 @@ class Leader(Shell):
         for message in self._heard():
             if isinstance(message, keeper.WitnessSaid):
                 self._perform(core.on_witness(now, message.answer))
+        # how long we were silent counts up to after its death was seen: a process that was stopped in between has an old `now`
         if self.watch is not None and self.watch.died and not core.peer_dead:
+            now = time.monotonic_ns()
             self._perform(core.on_peer_lost(now, "killed: the kernel released its life lock", True))
         elif core.state.value == "holding" and not core.peer_dead and self._peer_dead():
+            now = time.monotonic_ns()
             self._perform(core.on_peer_lost(now, "its process ended", True))
         self._perform(core.tick(now))
         self._push(now)

@@ -4,11 +4,14 @@ Rules       SOLO        emits at once, by permission of the witness (or as the f
             PROTECTING  a follower was let in: outputs are held and committed like later, pages ride on epochs.
                         If the follower is lost now nothing was promised: back to SOLO.
             ACTIVE      the witness recorded the follower's standing grant: protected.
+            HANDED      a planned switch: all is committed and out, the standby was told to claim the next term. Nothing
+                        leaves any more; but until the witness has it, ours may be the only copy of the state that lives.
             HOLDING     the standby is suspected or dead; outputs stay held until the grant is void.
             FENCED      the witness gave the next term to the other node: this process never emits again.
 
 Picture     SOLO ─hello─► PROTECTING ─whole, recorded─► ACTIVE ─lost─► HOLDING ─void─► SOLO
                               └────────lost───────────► SOLO            └─denied─► FENCED
+                                                 ACTIVE ─handed_over─► HANDED ─lost─► HOLDING
 
 Who calls   node/lead.py: `on_*` for what arrived, `tick` once a millisecond; both return effects, in order. Acks, releases and
             captures, which happen at every poll, are native: `path` (native/active_path.pyx), which this file steers.
@@ -69,6 +72,7 @@ class ActiveState(Enum):
     SOLO = "solo"
     PROTECTING = "protecting"
     ACTIVE = "active"
+    HANDED = "handed"
     HOLDING = "holding"
     FENCED = "fenced"
 
@@ -80,7 +84,8 @@ TRANSITIONS: dict[tuple[ActiveState, str], ActiveState] = {
     (S.PROTECTING, "lost"): S.SOLO,
     (S.PROTECTING, "lost_while_recording"): S.HOLDING,
     (S.ACTIVE, "lost"): S.HOLDING,
-    (S.ACTIVE, "handed_over"): S.FENCED,
+    (S.ACTIVE, "handed_over"): S.HANDED,
+    (S.HANDED, "lost"): S.HOLDING,
     (S.HOLDING, "void"): S.SOLO,
     (S.HOLDING, "denied"): S.FENCED,
 }
@@ -111,7 +116,8 @@ class Active:
         self.spoke_ns = 0               # the last beat or welcome
         self.silent = False             # for so long that the follower may have claimed our term's successor
         self.asked_ns = 0
-        self.handing_over = False
+        self.handing_over = False       # a planned switch has begun: input stops
+        self.handed = False             # the standby was told to claim our term's successor
         self.giving_up = ""             # why protection is to end while the standby is alive and well
         self.lost_ns = 0
         self.took_ns = 0
@@ -253,13 +259,13 @@ class Active:
             return [*effects, *self._solo(now, f"follower lost while syncing: {reason}")]
         if self.state is not S.HOLDING:
             self._end_session()
-            self._move("lost" if self.state is S.ACTIVE else "lost_while_recording")
+            self._move("lost_while_recording" if self.state is S.PROTECTING else "lost")
             self.lost_ns = now
             effects.append(Event("standby_lost", {"reason": reason, "proof": proof}))
         self.asked_ns = now
         effects.append(Ask(self._question("solo")))
         self._note_silence(now)
-        if self.peer_dead and not self.silent:
+        if self.peer_dead and not self.silent and not self.handed:
             # the only one who could use the standing grant is dead, and it had no reason to use it before: nothing to wait for
             self._move("void")
             effects += self._solo(now, reason)
@@ -289,6 +295,8 @@ class Active:
         if answer.said != "ok" and answer.verb in ("protected", "solo", "took"):
             if self.state is S.HOLDING:
                 self._move("denied")
+            if self.handed:
+                return [Stop(4, "handed over to the standby")]
             return [Stop(3, f"fenced: {answer.holder or 'nobody'} holds term {answer.term}, ours is {self.term}")]
         if answer.verb == "took":
             self.unheard = False
@@ -313,7 +321,7 @@ class Active:
         gate.open()
         self.agent.recording = False
         self.agent.forget_names()
-        self.tap_open = self.whole = self.recording = self.handing_over = False
+        self.tap_open = self.whole = self.recording = self.handing_over = self.handed = False
         self.giving_up = ""
         self.path.holding = self.path.sync_pages = False
         effects: list[Effect] = self.unlimited(now)
@@ -329,7 +337,7 @@ class Active:
         """About once a millisecond: beats, silence, unanswered questions."""
         b = self.bounds
         effects: list[Effect] = []
-        if self.state in (S.PROTECTING, S.ACTIVE):
+        if self.state in (S.PROTECTING, S.ACTIVE, S.HANDED):
             if now - self.beat_ns >= b.beat_ms * MS:
                 self._note_silence(now)
                 self.beat_ns = self.spoke_ns = now
@@ -355,17 +363,21 @@ class Active:
     # ── planned switch ───────────────────────────────────────────────────────────────────────────
 
     def hand_over(self) -> bool:
-        """Begin a planned switch: input stops, the rest commits, then the standby gets the term. False: not protected."""
+        """Begin a planned switch: input stops, the rest commits, then the standby claims the term. False: not protected."""
         if self.state is S.ACTIVE and not self.peer_gap:
             self.handing_over = True
         return self.handing_over
 
     def handed_over(self, now: int) -> list[Effect]:
-        """Call while `handing_over` after each poll: hands over once nothing is open, held or on its way."""
+        """Call while `handing_over` after each poll: hands over once nothing is open, held or on its way.
+
+        This process ends when the witness says that the term is taken; should the standby be dead, it goes on alone.
+        """
         agent = self.agent
         if (not self.handing_over or self.state is not S.ACTIVE or agent.pending or agent.in_flight or self.path.staging.count
                 or self.engine.outstanding or agent.gate.held_frames or agent.gate.released_through != agent.gate.tail):
             return []
         self._move("handed_over")
-        return [Send(kinds.CONTROL, encode_control(Handover(self.session, self.term))),
-                Stop(4, "handed over to the standby")]
+        self.handed = True
+        self.path.end()                 # what a timer makes from here on is nobody's epoch
+        return [Send(kinds.CONTROL, encode_control(Handover(self.session, self.term)))]

@@ -1,8 +1,10 @@
 """The following side, sans-I/O: receives, registers, acknowledges, applies; knows when it may be promoted.
 
 Rules       JOINING     greeted the active; waits for its welcome.
-            SYNCING     outputs of the active are held from here on. After one skew the tap opens (strays of before have
-                        passed) and pages come with the epochs. Not promotable: a peer lost now means starting again blank.
+            SYNCING     outputs of the active are held from here on. After one skew strays of before have passed: what the tap
+                        got since then counts, and pages come with the epochs. (It buffers since the hello: a name whose frame
+                        it had let pass would wait, and take a byte-identical one that comes later for it.) Not promotable: a
+                        peer lost now means starting again blank.
             WHOLE       every page is here, and on every port the tap covers what no epoch names (rule 9); the active was
                         told and asks the witness to record us. If it is lost now, only the witness knows whether it did.
             STANDBY     recorded: protected. Promotable: on proof by the standing grant, on suspicion by the witness.
@@ -116,6 +118,7 @@ class Standby:
         return self.state in (S.WHOLE, S.STANDBY)
 
     def hello(self) -> list[Effect]:
+        self.tap.open()
         return [Send(kinds.CONTROL, encode_control(Hello(self.pair, self.node, PROTOCOL, self.layout, self.key_check)))]
 
     def leave(self) -> list[Effect]:
@@ -211,7 +214,6 @@ class Standby:
         if not self.open_ns:
             if now - self.welcome_ns < skew:
                 return []
-            self.tap.open()
             self.open_ns = now
             self.path.tap_open = True
             return [Send(kinds.CONTROL, encode_control(TapOpen(self.session)))]
@@ -222,7 +224,7 @@ class Standby:
             if self.tap.waiting_credits and now - self.covered_ns <= skew:
                 return []
             self._move("whole")
-            self.tap.whole()
+            self.tap.whole(self.open_ns)
             return [Send(kinds.CONTROL, encode_control(Whole(self.session)))]
         return []
 

@@ -4,7 +4,7 @@ Picture     host ──┬── hub left ──┬── a:0          a frame s
                    │              └── b:0          segment differ by less than the skew; frames of one sender never overtake
                    └── hub right ─┬── a:1          each other on the way to one receiver
                                   └── b:1
-            channel: a ordered queue each way; a crash loses a part of what was on its way
+            channel: an ordered queue each way; one way can stall; a crash loses a part of what was on its way
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from nfckpt.ports.port import PythonPort
 from nfckpt.wire.transport import CLOSED
 
 if TYPE_CHECKING:
-    from nfckpt.sim.node import SimNode
+    from nfckpt.sim.shell import SimShell
     from nfckpt.sim.world import World
 
-__all__ = ["Channel", "Hub", "SimPort", "channel_pair"]
+__all__ = ["HOST", "Channel", "Hub", "SimPort", "channel_pair"]
 
 US = 1000
+HOST = "host"
 
 
 class Hub:
@@ -35,15 +36,17 @@ class Hub:
         self._count = 0
 
     def send(self, sender: str, frame: bytes) -> None:
-        """Now. The world may let a receiver's ring drop it."""
+        """Now. The world may have a receiver miss it, or get it twice."""
         w = self.world
         for node, ring in self.rings.items():
-            if node == sender or w.ring_drops(node, self.index, frame):
+            if node == sender:
                 continue
             due = max(w.now + w.net.randrange(w.spread_ns), self._last.get((sender, node), 0))
             self._last[sender, node] = due
-            self._count += 1
-            heapq.heappush(ring, (due, self._count, frame))
+            for _ in range(w.faults.copies(node, sender, self.index, frame)):
+                self._count += 1
+                heapq.heappush(ring, (due, self._count, frame))
+            w.wake(w.lives.get(node), due)
 
     def open(self, node: str) -> None:
         """A fresh socket: what reached the machine before now is not in it."""
@@ -53,29 +56,32 @@ class Hub:
 
 
 class SimPort(PythonPort):
-    """Port of one process on one hub. `ts` is when the frame reached this node."""
+    """Port of one process on one hub. `ts` is when the frame reached this node, by the node's clock."""
 
-    def __init__(self, owner: SimNode, hub: Hub) -> None:
+    def __init__(self, owner: SimShell, hub: Hub) -> None:
         self.name = f"{owner.node}:{hub.index}"
-        self._owner, self._hub = owner, hub
+        self._owner, self._hub, self._world = owner, hub, owner.world
+        self._ring = hub.rings[owner.node]
         self._taken: deque[bytes] = deque()
 
     def py_rx(self, max_frames: int) -> list[tuple[bytes, int]]:
-        ring, now = self._hub.rings[self._owner.node], self._owner.world.now
+        ring, now = self._ring, self._world.now
+        if not ring or ring[0][0] > now:
+            return []
         out: list[tuple[bytes, int]] = []
         while ring and ring[0][0] <= now and len(out) < max_frames:
             due, _, frame = heapq.heappop(ring)
-            out.append((frame, due))
+            out.append((frame, self._owner.mono(due)))
         return out
 
     def py_tx(self, frame: bytes) -> bool:
-        if len(self._taken) >= self._owner.world.tx_ring_frames:
+        if len(self._taken) >= self._world.tx_ring_frames:
             return False
         self._taken.append(frame)
         return True
 
     def py_flush(self) -> int:
-        w = self._owner.world
+        w = self._world
         n = len(self._taken)
         if n and w.net.random() < w.slow_flush:
             n = w.net.randrange(n + 1)
@@ -92,25 +98,37 @@ class Channel:
     def __init__(self, world: World, bytes_max: int) -> None:
         self.world, self.bytes_max = world, bytes_max
         self.inbox: deque[tuple[int, int, bytearray]] = deque()
+        self.waiting_bytes = 0
         self.end_ns = -1                # when this end hears that the other one is gone
         self.end_reason = ""
         self.closed: str | None = None
         self.peer: Channel
+        self.owner: SimShell
         self.last_ns = 0
+        self.stalled_ns = 0             # nothing sent from here arrives before
+        self.lie: tuple[int, bytearray] | None = None      # comes next, and the peer never sent it
+        self.lying = False              # what `recv` gave last is one
 
     def send(self, kind: int, payload: bytes | memoryview) -> bool:
         peer = self.peer
-        if self.closed is not None or sum(len(body) for _, _, body in peer.inbox) > self.bytes_max:
+        if self.closed is not None or peer.waiting_bytes > self.bytes_max:
             return False
         w = self.world
-        self.last_ns = max(self.last_ns, w.now + w.delay_ns())
+        self.last_ns = max(self.last_ns, w.now + w.delay_ns(), self.stalled_ns)
         if peer.closed is None and peer.end_ns < 0:
             peer.inbox.append((self.last_ns, kind, bytearray(payload)))
+            peer.waiting_bytes += len(payload)
+            w.wake(peer.owner, self.last_ns)
         return True
 
     def recv(self) -> tuple[int, memoryview] | None:
+        self.lying = False
+        if self.closed is None and self.lie is not None:
+            (kind, body), self.lie, self.lying = self.lie, None, True
+            return kind, memoryview(body)
         if self.closed is None and self.inbox and self.inbox[0][0] <= self.world.now:
             _, kind, body = self.inbox.popleft()
+            self.waiting_bytes -= len(body)
             return kind, memoryview(body)
         if self.closed is None and 0 <= self.end_ns <= self.world.now and not self.inbox:
             self.closed = self.end_reason
@@ -118,6 +136,24 @@ class Channel:
 
     def flush(self) -> None:
         """Nothing is kept back."""
+
+    def stall(self, until_ns: int) -> None:
+        """What is sent from here arrives no earlier: a partition of one direction."""
+        self.stalled_ns = until_ns
+        self.last_ns = max(self.last_ns, until_ns)
+        inbox = self.peer.inbox
+        for i, (due, kind, body) in enumerate(inbox):
+            if due > self.world.now:
+                inbox[i] = max(due, until_ns), kind, body
+        if self.peer.end_ns >= 0:
+            self.peer.end_ns = max(self.peer.end_ns, until_ns)
+
+    def cut(self, notice_ns: int) -> None:
+        """What was on its way to here is gone. `notice_ns`: when this end hears of the cut, -1 never."""
+        self._lose(sum(due <= self.world.now for due, _, _ in self.inbox))
+        if self.end_ns < 0:
+            self.end_ns = self.world.far if notice_ns < 0 else self.world.now + notice_ns
+            self.end_reason = "connection reset"
 
     def close(self) -> None:
         """In order: what was sent still arrives."""
@@ -129,13 +165,16 @@ class Channel:
         arrived = sum(due <= w.now for due, _, _ in self.peer.inbox)
         self._leave("the peer's process is dead", w.net.randint(arrived, len(self.peer.inbox)), notice_ns)
 
+    def _lose(self, keep: int) -> None:
+        while len(self.inbox) > keep:
+            self.waiting_bytes -= len(self.inbox.pop()[2])
+
     def _leave(self, reason: str, keep: int, notice_ns: int = 0) -> None:
         if self.closed is not None:
             return
         self.closed = "closed here"
         peer = self.peer
-        while len(peer.inbox) > keep:
-            peer.inbox.pop()
+        peer._lose(keep)
         if peer.end_ns < 0:
             peer.end_ns = self.world.far if notice_ns < 0 else max(self.world.now + notice_ns, self.last_ns)
             peer.end_reason = reason

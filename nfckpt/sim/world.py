@@ -4,13 +4,12 @@
 
 Picture     safety     events in the order of the simulated clock: a step of a node, frames, a fault
             heal       no more faults; what was stopped goes on, what died is started again
-            liveness   the pair is protected again, and every input that was promised an answer has one
+            liveness   the pair is protected again, every input has had its turn, every output has left
 
-One seed draws profile, bounds, delays, burst sizes and faults; one random generator a component, so that a change in one does not
-reshuffle the others. Nothing reads a real clock, nothing sleeps: the same seed gives the same trace, byte for byte.
+One seed draws profile, bounds, delays, clocks, burst sizes and faults; one random generator a component, so that a change in one
+does not reshuffle the others. Nothing reads a real clock, nothing sleeps: the same seed gives the same trace, byte for byte.
 
-Faults      crash (process, or machine: hosts only) · stop for a while · channel cut · the active's ring drops · slow witness ·
-            planned switch. They strike between any two steps of a node: between two effects, between capture, ship and release.
+Faults are nfckpt/sim/faults.py, what must never be untrue is nfckpt/sim/referee.py, nodes are nfckpt/sim/node.py.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,19 +29,23 @@ from nfckpt.native.arena import Arena
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import Effect, Event, Send
 from nfckpt.replica.standby import Standby
-from nfckpt.sim.node import SimNode, Steps, Stopped
+from nfckpt.sim.app import AppUnderTest
+from nfckpt.sim.faults import Faults, schedule
+from nfckpt.sim.node import SimNode
 from nfckpt.sim.referee import Referee, SimViolation
-from nfckpt.sim.segment import Hub, channel_pair
-from nfckpt.sim.toy import FLOWS, Frame, Toy, question
+from nfckpt.sim.segment import HOST, Hub, channel_pair
+from nfckpt.sim.shell import SimShell, Stopped
 from nfckpt.wire import kinds
 
-__all__ = ["Outcome", "SimViolation", "World"]
+__all__ = ["TOY", "Outcome", "SimViolation", "World"]
 
 MS = 1_000_000
 US = 1000
+TOY = "nfckpt.sim.toy:Toy"
 KERNEL_EARLY_NS, KERNEL_LATE_NS = 8 * MS, 4 * MS        # a lease may end so much before or after its time (LeaseClock, margin)
 LIVENESS_NS = 1500 * MS
 DUPLICATE = 0.15
+START_NS = 1000 * MS
 
 
 @dataclass(frozen=True)
@@ -55,68 +58,71 @@ class Outcome:
     simulated_ms: float
     faults: dict[str, int]
     takeovers: int
+    kills: int                      # of a protected active, with an input or an output uncommitted
     inputs: int
     waived: int                     # lost or doubled without breach: the pair was not protected
     missed: int                     # dropped by the active's own ring
+    unseen: int                     # frames that the tap did not see
     outputs: int
-    covered: frozenset[str]         # transitions and steps, "active holding void"
+    covered: frozenset[str]         # transitions, fault points, ends: "active holding void"
     trace: list[str]                # the last lines
 
 
 class World:
-    """`echo`: called with each line of the trace."""
+    """`faults`: the numbers of the schedule that strike, None: all. `echo`: called with each line of the trace."""
 
     names: ClassVar[tuple[str, str]] = ("a", "b")
     EVENTS: ClassVar[int] = 1500
-    PATIENT_MS: ClassVar[int] = 100         # claim_ms_max beyond any delay of the witness, as it should be
+    PATIENT_MS: ClassVar[int] = 100         # claim_ms_max beyond the usual delay of the witness, as it should be
 
-    def __init__(self, seed: int, *, echo: Callable[[str], None] | None = None) -> None:
-        self.seed, self.events = seed, self.EVENTS
+    def __init__(self, seed: int, *, faults: frozenset[int] | None = None, app: str = TOY,
+                 echo: Callable[[str], None] | None = None) -> None:
+        self.seed, self.only, self.events = seed, faults, self.EVENTS
         draw = random.Random(f"{seed} options")
-        self.net, self.traffic = random.Random(f"{seed} net"), random.Random(f"{seed} traffic")
-        self.faults, self.cpu = random.Random(f"{seed} faults"), random.Random(f"{seed} cpu")
+        self.net, self._chance = random.Random(f"{seed} net"), random.Random(f"{seed} traffic")
+        self.cpu = random.Random(f"{seed} cpu")
         self.hosts = draw.random() < 0.5
         self.profile = "hosts" if self.hosts else "host"
         self.secret = bytes(draw.randrange(1, 256) for _ in range(32))
         skew_ms = draw.choice((2, 3, 5))
         self.bounds = Bounds(
-            arena_bytes=64 << 10, burst_frames_max=draw.choice((1, 2, 8, 32)), hold_us_max=draw.choice((0, 0, 300, 2000, 9000)),
-            quiesce_ms_max=draw.choice((1, 5)), abort_max=10**6, epochs_outstanding_max=draw.choice((1, 2, 64)), names_max=256,
-            gate_frames_max=256, gate_bytes_max=1 << 20, tap_frames_max=4096, tap_bytes_max=1 << 20, tap_skew_ms_max=skew_ms,
-            sync_group_pages_max=draw.choice((1, 2, 8)), beat_ms=2, hang_ms_max=40, lease_ms=30, lease_margin_ms=5,
-            claim_ms_max=draw.choice((10, self.PATIENT_MS)), join_ms_max=100, park_frames_max=1)
+            arena_bytes=64 << 10, burst_frames_max=draw.choice((1, 2, 8, 16)), hold_us_max=draw.choice((0, 0, 300, 2000, 9000)),
+            quiesce_ms_max=draw.choice((1, 5)), abort_max=draw.choice((3, 10**6, 10**6)), epochs_outstanding_max=draw.choice((1, 2, 64)),
+            names_max=256, gate_frames_max=256, gate_bytes_max=1 << 20, tap_frames_max=4096, tap_bytes_max=1 << 20,
+            tap_skew_ms_max=skew_ms, sync_group_pages_max=draw.choice((1, 2, 8)), beat_ms=2, hang_ms_max=40, lease_ms=30,
+            lease_margin_ms=5, claim_ms_max=draw.choice((10, self.PATIENT_MS)), join_ms_max=100, park_frames_max=8,
+            unsafe_release_on_abort=draw.random() < 0.3)
+        self.app = AppUnderTest(app, self.bounds, self.secret)
         self.spread_ns = draw.choice((1, 100 * US, skew_ms * MS // 2))
         self.channel_ns = draw.choice((1, 50 * US, 1000 * US, 5000 * US))
-        self.channel_bytes = draw.choice((4 << 10, 1 << 20))
+        self.channel_bytes = draw.choice((300, 4 << 10, 1 << 20))
         self.witness_ns = draw.choice((10 * US, 1 * MS, 8 * MS))
         self.poll_max_ns = draw.choice((100 * US, 400 * US, 800 * US))
         self.preempt = draw.choice((0.0, 0.02, 0.2))
+        self.sleepy = draw.random() < 0.8
         self.keep_frames = draw.choice((0.0, 0.0, 0.3))
         self.slow_flush = draw.choice((0.0, 0.2))
         self.tx_ring_frames = draw.choice((4, 256))
         self.proof_ns = draw.choice((0, 100 * US, 2 * MS))
+        # each machine's CLOCK_MONOTONIC: since its own boot, at its own rate
+        self.clocks = {n: (draw.randrange(10_000 * MS), draw.randrange(-200, 200)) if self.hosts else (0, 0) for n in self.names}
         # between two groups of input, mean: slow enough for a node to catch up
-        self.quiet_ms = max(draw.choice((0.2, 1.0, 3.0)), 16 * self.poll_max_ns / MS / self.bounds.burst_frames_max)
-        self.fault_ms = draw.choice((15.0, 40.0, 120.0))        # between two faults, mean
+        self.quiet_ms = max(draw.choice((0.3, 2.0, 5.0)), 16 * self.poll_max_ns / MS / self.bounds.burst_frames_max)
+        self.hidden_ns = 200 * MS       # how long the tap may not know of an output it missed: a record has to tell it
         self.far = 1 << 62
 
-        self.now = 1_000 * MS
+        self.now = START_NS
         self.healed = False
         self.witness = Witness()
         self.hubs = [Hub(self, i) for i in range(2)]
-        self.lives: dict[str, SimNode] = {}
+        self.lives: dict[str, SimShell] = {}
         self.referee = Referee(self)
         self.covered: set[str] = set()
-        self.struck: Counter[str] = Counter()
-        self.takeovers = 0
-        self.recent: deque[tuple[int, int, int]] = deque(maxlen=8)
-        self._number = 0
-        self._steps: dict[SimNode, Steps] = {}
-        self._armed: dict[SimNode, tuple[int, Callable[[SimNode], None]]] = {}
-        self._stopped: dict[SimNode, int] = {}
-        self._drops: Counter[str] = Counter()
+        self.takeovers = self.kills = 0
+        self._traffic = self.app.traffic(random.Random(f"{seed} frames"))
+        self._recent: deque[tuple[int, bytes]] = deque(maxlen=8)
         self._fence: dict[str, dict[int, int]] = {}
-        self._mark: dict[SimNode, int] = {}
+        self._mark: dict[SimShell, int] = {}
         self._asks: dict[str, int] = {}
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._count = self._lives = 0
@@ -125,18 +131,21 @@ class World:
         self._trace: deque[str] = deque(maxlen=60)
         self._echo = echo
         scratch = Arena(self.bounds.arena_bytes)
-        Toy(scratch, self.secret, random.Random(0))
+        self.app.declare(self.app.load(), scratch)
         self.layout, self._used = scratch.layout_digest(), scratch.used
         for node in self.names:
             self.at(self.now + draw.randrange(MS), lambda node=node: self._start(node))     # type: ignore[misc]
         self.at(self.now + 5 * MS, self._inject)
-        self.at(self.now + 30 * MS, self._strike)
+        self.faults = Faults(self, schedule(seed, self.hosts, draw.choice((1.0, 4.0, 15.0))), faults)
 
     # ── the clock ────────────────────────────────────────────────────────────────────────────────
 
     def at(self, ns: int, act: Callable[[], None]) -> None:
         self._count += 1
         heapq.heappush(self._queue, (ns, self._count, act))
+
+    def at_ms(self, ns: int | None = None) -> float:
+        return ((self.now if ns is None else ns) - START_NS) / MS
 
     def _next(self) -> None:
         ns, _, act = heapq.heappop(self._queue)
@@ -146,27 +155,51 @@ class World:
     def run(self, events: int = EVENTS) -> Outcome:
         """Safety for so many events, then heal, then liveness. Raises SimViolation."""
         self.events = events
+        try:
+            self._run(events)
+        except SimViolation:
+            raise
+        except Exception as e:          # a core's own table or assertion refused: as good as any other invariant
+            where = e.__traceback__
+            while where is not None and where.tb_next is not None:
+                where = where.tb_next
+            at = f" ({where.tb_frame.f_code.co_name}:{where.tb_lineno})" if where is not None else ""
+            self.referee.fail(f"{type(e).__name__}: {e}{at}")
+        r = self.referee
+        inputs = r.ledger.inputs.values()
+        return Outcome(self.seed, self.profile, self._hash.hexdigest(), self.at_ms(), dict(self.faults.counts), self.takeovers, self.kills,
+                       sum(len(c.times) for c in inputs), sum(len(c.times) for c in inputs if c.waived),
+                       sum(c.missed for c in inputs), sum(c.unseen for c in inputs), r.ledger.emitted, frozenset(self.covered),
+                       list(self._trace))
+
+    def _run(self, events: int) -> None:
         for _ in range(events):
             self._next()
         self.healed = True
         self.trace(None, "healed")
-        self._drops.clear()
-        for node in list(self._stopped):
-            self._stopped[node] = self.now
+        self.faults.heal()
+        for node in self.lives.values():
+            node.stopped_until = node.slow_until = 0
         end = self.now + LIVENESS_NS
-        while not (self.referee.protected() and not self.referee.unanswered()):
+        while True:
+            protected = self.referee.protected()
+            waits = self.referee.unsettled() if protected else "the pair is not protected again"
+            if not waits:
+                return
             if self.now > end:
-                lost = self.referee.unanswered()
-                self.referee.fail(f"{len(lost)} inputs without answer, first {lost[0]}" if lost else "the pair is not protected again")
+                self.referee.fail(waits)
             for _ in range(20):
                 self._next()
-        r = self.referee
-        return Outcome(self.seed, self.profile, self._hash.hexdigest(), (self.now - 1000 * MS) / MS, dict(self.struck), self.takeovers,
-                       sum(a.sent for a in r.asked.values()), sum(a.sent for a in r.asked.values() if a.waived),
-                       sum(a.missed for a in r.asked.values()), r.emitted, frozenset(self.covered), list(self._trace))
 
-    def trace(self, node: SimNode | None, text: str) -> None:
-        line = f"{(self.now - 1000 * MS) / MS:9.3f} {'' if node is None else repr(node):4} {text}"
+    def command(self) -> str:
+        """What runs this again."""
+        app = self.app.config.app
+        return (f"nfckpt sim --seed {self.seed} --trace" + (f" --events {self.events}" if self.events != self.EVENTS else "")
+                + (f" --faults {','.join(map(str, sorted(self.only))) or 'none'}" if self.only is not None else "")
+                + (f" --app {app}" if app != TOY else ""))
+
+    def trace(self, node: SimShell | None, text: str) -> None:
+        line = f"{self.at_ms():9.3f} {'' if node is None else node!r:4} {text}"
         self._hash.update(line.encode())
         self._trace.append(line)
         if self._echo is not None:
@@ -178,72 +211,85 @@ class World:
         self._lives += 1
         node = self.lives[name] = SimNode(self, name, self._lives)
         self.trace(node, "started")
-        self._steps[node] = node.life()
-        self._resume(node)
+        self._resume_at(node, self.now)
 
-    def _resume(self, node: SimNode) -> None:
-        steps = self._steps.get(node)
-        if steps is None:
+    def _resume_at(self, node: SimShell, ns: int) -> None:
+        node.turn += 1
+        turn, node.wakes_ns = node.turn, ns
+        self.at(ns, lambda: self._resume(node) if node.turn == turn and node.alive else None)
+
+    def wake(self, node: SimShell | None, ns: int) -> None:
+        """Something will be there for it at that time: a node that has nothing to do does not sleep longer."""
+        if node is not None and node.sleeps and ns < node.wakes_ns and node.alive:
+            self._resume_at(node, max(ns, self.now) + 1 + self.cpu.randrange(self.poll_max_ns))
+            node.sleeps = False
+
+    def _resume(self, node: SimShell) -> None:
+        if node.stopped_until > self.now:
+            self._resume_at(node, node.stopped_until)
             return
-        until = self._stopped.get(node, 0)
-        if until > self.now:
-            self.at(until, lambda: self._resume(node))
-            return
+        node.sleeps = False
+        steps, step_fault, chance, preempt = node.steps, self.faults.step, self.cpu.random, self.preempt
         try:
             while True:
                 step = next(steps)
                 if self._broken is not None:
                     raise self._broken
-                armed = self._armed.get(node)
-                if armed is not None and not self.healed:
-                    left, strike = armed
-                    self._armed[node] = left - 1, strike
-                    if left == 0:
-                        del self._armed[node]
-                        strike(node)
-                        if not node.alive:
-                            return
-                if step or self._stopped.get(node, 0) > self.now or self.cpu.random() < self.preempt:
-                    self.at(self.now + (step or self.cpu.randrange(100 * US)), lambda: self._resume(node))
+                step_fault(node)
+                if not node.alive:
+                    return
+                if step or node.stopped_until or chance() < preempt:
+                    self._resume_at(node, max(node.stopped_until, self.now + (step or self.cpu.randrange(100 * US))))
                     return
         except Stopped as e:
             self.trace(node, f"stopped: {e.code} {e.reason}")
-            if e.code == 6:
-                self.referee.fail(f"I8: {node!r} stopped: {e.reason}")
+            self.referee.ended(node, e.code, e.reason)
             self._end(node, lambda channel: channel.close(), gone=True)
 
-    def _end(self, node: SimNode, leave: Callable[..., None], gone: bool) -> None:
+    def _end(self, node: SimShell, leave: Callable[..., None], gone: bool) -> None:
         node.died_ns = self.now
-        self._steps.pop(node)
-        self._stopped.pop(node, None)
-        self._armed.pop(node, None)
+        node.steps.close()
+        self.faults.gone(node)
         if node.transport is not None:
             leave(node.transport)
-        pause = self.cpu.randrange(2 * MS, 30 * MS)
+        pause = self.cpu.randrange(1 * MS, 16 * MS)
         if gone:
             self._question(node.node, Question("gone", node.node), None)
             pause += self._asks[node.node] - self.now
         self.at(self.now + pause, lambda: self._start(node.node))
 
-    def kill(self, node: SimNode, why: str, machine: bool = False) -> None:
+    def kill(self, node: SimShell, why: str, machine: bool = False) -> None:
         """The process dies here. With its machine: no end of the channel, no keeper that reports it."""
         if node.alive:
             self.trace(node, f"dies: {why}")
+            if isinstance(node.core, Active) and node.core.protected and (node.core.agent.pending or node.core.engine.outstanding):
+                self.kills += 1
             notice = -1 if machine else self.net.randrange(2 * MS)
             self._end(node, lambda channel: channel.crash(notice), gone=not machine)
 
-    def poll_ns(self, node: SimNode) -> int:
-        return 1 + self.cpu.randrange(self.poll_max_ns)
+    def poll_ns(self, node: SimShell, busy: bool, most_ns: int = MS) -> int:
+        """Until its next poll. One that has nothing to do sleeps a millisecond, or `most_ns`, or until something comes."""
+        ns = 1 + self.cpu.randrange(self.poll_max_ns) * (20 if node.slow_until > self.now else 1)
+        if busy or not self.sleepy:
+            return ns
+        node.sleeps = True
+        heads = [hub.rings[node.node][0][0] for hub in self.hubs if hub.rings[node.node]]
+        if node.transport is not None and node.transport.inbox:
+            heads.append(node.transport.inbox[0][0])
+        return ns + max(0, min(MS, most_ns, min(heads, default=self.far) - self.now))
 
     def delay_ns(self) -> int:
         return 1 + self.net.randrange(self.channel_ns)
 
     # ── the witness ──────────────────────────────────────────────────────────────────────────────
 
-    def ask(self, node: SimNode, q: Question) -> None:
+    def ask(self, node: SimShell, q: Question) -> None:
         self._question(node.node, q, node)
 
-    def _question(self, name: str, q: Question, node: SimNode | None) -> None:
+    def witness_late(self, node: SimShell, ns: int) -> None:
+        self._asks[node.node] = max(self.now, self._asks.get(node.node, 0)) + ns
+
+    def _question(self, name: str, q: Question, node: SimShell | None) -> None:
         """A keeper carries questions one after the other."""
         there = max(self.now, self._asks.get(name, 0)) + 1 + self.net.randrange(self.witness_ns)
         back = there + 1 + self.net.randrange(self.witness_ns)
@@ -251,6 +297,7 @@ class World:
 
         def answer() -> None:
             said = self.witness.ask(q)
+            self.covered.add(f"witness {q.verb} {said.said}")
             self.trace(node, f"witness {q.verb} {q.term} of {q.node}: {said.said} {said.term} {said.holder} {self.witness.standby}")
             if node is not None and node.alive:
                 node.answers.append((back, said))
@@ -259,169 +306,107 @@ class World:
 
     # ── the channel ──────────────────────────────────────────────────────────────────────────────
 
-    def dial(self, follower: SimNode) -> None:
+    def dial(self, follower: SimShell) -> None:
         lead = self.lives.get(follower.peer)
         if lead is not None and lead.alive and lead.listening:
             lead.accept = follower
 
-    def connect(self, lead: SimNode, follower: SimNode) -> None:
+    def connect(self, lead: SimShell, follower: SimShell) -> None:
         lead.transport, follower.transport = channel_pair(self, self.channel_bytes)
+        lead.transport.owner, follower.transport.owner = lead, follower
         lead.peer_life, follower.peer_life = follower, lead
-        lead.adopted_ns = self.now
+        lead.adopted_ns = lead.now
         self.trace(lead, f"lets {follower!r} in")
 
     # ── the kernel's fence ───────────────────────────────────────────────────────────────────────
 
-    def fence_install(self, node: SimNode) -> None:
+    def fence_install(self, node: SimShell) -> None:
         self._fence[node.node] = {}
 
-    def fence_arm(self, node: SimNode, mark: int, ms: int) -> None:
+    def fence_arm(self, node: SimShell, mark: int, ms: int) -> None:
         """ms -1: for good."""
         if self.hosts:
             off = self.net.randrange(-KERNEL_EARLY_NS, KERNEL_LATE_NS)
             self._fence[node.node][mark] = self.far if ms < 0 else self.now + ms * MS + off
 
-    def fence_stamp(self, node: SimNode, mark: int) -> None:
+    def fence_stamp(self, node: SimShell, mark: int) -> None:
         self._mark[node] = mark
 
-    def fence_revoke(self, node: SimNode, mark: int) -> None:
+    def fence_revoke(self, node: SimShell, mark: int) -> None:
         self._fence[node.node].pop(mark, None)
 
-    # ── the segments ─────────────────────────────────────────────────────────────────────────────
-
-    def fenced(self, node: SimNode) -> bool:
+    def fenced(self, node: SimShell) -> bool:
         """Whether the node's kernel refuses its frames now."""
         return self.hosts and self._fence[node.node].get(self._mark.get(node, 0), 0) <= self.now
 
-    def emit(self, node: SimNode, hub: Hub, frame: bytes) -> None:
+    # ── the segments ─────────────────────────────────────────────────────────────────────────────
+
+    def emit(self, node: SimShell, hub: Hub, frame: bytes) -> None:
         """A node's kernel takes a frame from the ring."""
-        self.trace(node, f"emits {frame[14:37].hex()}")
+        self.trace(node, f"emits {frame[14:45].hex()}")
         try:
-            self.referee.answer(node, hub.index, frame)
+            self.referee.left(node, hub.index, frame)
         except SimViolation as e:
             self._broken = self._broken or e        # native code called us, and it would swallow it
         hub.send(node.node, frame)
 
-    def ring_drops(self, name: str, hub: int, frame: bytes) -> bool:
-        node = self.lives.get(name)
-        if self._drops[name] <= 0 or node is None or not node.alive or not isinstance(node.core, Active):
-            return False
-        self._drops[name] -= 1
-        self.referee.missed(frame)
-        self.trace(node, f"ring drops {frame[14:37].hex()}")
-        return True
+    def _send(self, port: int, frame: bytes) -> None:
+        self.referee.ledger.sent((port, frame), self.now)
+        self.hubs[port].send(HOST, frame)
+
+    def repeat(self) -> None:
+        """A host sends one of the last frames again, byte for byte."""
+        if self._recent:
+            self._send(*self._chance.choice(self._recent))
 
     def _inject(self) -> None:
-        t = self.traffic
+        t = self._chance
         for _ in range(t.choice((1, 1, 3, 10))):
-            if self.recent and t.random() < DUPLICATE:
-                side, flow, number = t.choice(self.recent)
+            if self._recent and t.random() < DUPLICATE:
+                self.repeat()
             else:
-                self._number += 1
-                side, flow, number = t.randrange(2), t.randrange(FLOWS), self._number
-                self.recent.append((side, flow, number))
-            self.referee.question(side, flow, number)
-            self.hubs[side].send("host", question(side, flow, number))
+                port, frame = next(self._traffic)
+                self._recent.append((port, frame))
+                self._send(port, frame)
         if not self.healed:
             self.at(self.now + round(t.expovariate(1 / (self.quiet_ms * MS))), self._inject)
 
-    # ── faults ───────────────────────────────────────────────────────────────────────────────────
-
-    def _strike(self) -> None:
-        f = self.faults
-        if self.healed:
-            return
-        self.at(self.now + round(f.expovariate(1 / (self.fault_ms * MS))), self._strike)
-        living = [n for n in self.lives.values() if n.alive]
-        lead = next((n for n in living if isinstance(n.core, Active)), None)
-        follower = next((n for n in living if isinstance(n.core, Standby)), None)
-        what = f.choice(("crash active", "crash active", "crash active", "crash standby", "stop active", "stop standby", "cut",
-                         "ring drop", "slow witness", "switch"))
-        if what == "cut" and not self.hosts:
-            what = "stop standby"               # shared memory has no wire
-        node = follower if what.endswith("standby") else lead
-        if node is None or node in self._armed:
-            return
-        acts: dict[str, Callable[[SimNode], None]] = {
-            "crash": self._crash, "stop": self._stop, "cut": self._cut, "ring": self._ring, "slow": self._slow, "switch": self._switch}
-
-        def strike(node: SimNode) -> None:
-            self.struck[what] += 1
-            acts[what.split()[0]](node)
-
-        self._armed[node] = f.randrange(40), strike
-
-    def _crash(self, node: SimNode) -> None:
-        self.referee.fault()
-        machine = self.hosts and self.faults.random() < 0.5
-        self.kill(node, "machine" if machine else "crash", machine)
-
-    def _stop(self, node: SimNode) -> None:
-        self.referee.fault()
-        ms = self.faults.choice((3, 15, 30, 60, 120))
-        self.trace(node, f"is stopped for {ms} ms")
-        self._stopped[node] = self.now + ms * MS
-
-    def _cut(self, node: SimNode) -> None:
-        if node.transport is None:
-            return
-        self.referee.fault()
-        self.trace(node, "channel cut")
-        ends = node.transport, node.transport.peer
-        for end in ends:
-            arrived = sum(due <= self.now for due, _, _ in end.inbox)
-            while len(end.inbox) > arrived:
-                end.inbox.pop()
-            if end.end_ns < 0:
-                end.end_ns = self.now + self.net.randrange(5 * MS) if self.faults.random() < 0.5 else self.far
-                end.end_reason = "connection reset"
-
-    def _ring(self, node: SimNode) -> None:
-        self._drops[node.node] = self.faults.choice((1, 5))
-
-    def _slow(self, node: SimNode) -> None:
-        self._asks[node.node] = max(self.now, self._asks.get(node.node, 0)) + self.faults.choice((5, 20)) * MS
-        self.trace(node, "its witness is slow")
-
-    def _switch(self, node: SimNode) -> None:
-        if isinstance(node.core, Active):
-            self.referee.fault()                # no fault, but it gives away what only it knows to be whole
-            self.trace(node, f"planned switch: {node.core.hand_over()}")
-
     # ── what nodes report ────────────────────────────────────────────────────────────────────────
 
-    def leads(self, node: SimNode, blank: bool, standby: Standby | None) -> None:
-        self.trace(node, f"leads {'blank' if blank else f'from epoch {standby.path.epoch}' if standby else ''}")
-        if blank:
-            self.recent.clear()
+    def leads(self, node: SimShell, standby: Standby | None) -> None:
+        self.trace(node, "leads blank" if standby is None else f"leads from epoch {standby.path.epoch}")
+        if standby is None:
+            self._recent.clear()
         else:
             self.takeovers += 1
-        self.referee.leads(node, blank)
+        self.referee.leads(node, standby is None)
 
-    def captured(self, node: SimNode, core: Active) -> None:
+    def captured(self, node: SimShell, core: Active) -> None:
         self.trace(node, f"captures epoch {core.engine.epoch - 1}")
-        self.referee.captured(core, self._content(core.agent.arena))
+        self.referee.captured(core, self.content(core.agent.arena))
 
-    def committed(self, node: SimNode, session: int, epoch: int, arena: Arena | None) -> None:
-        self.trace(node, f"commits epoch {epoch}")
-        self.referee.committed(session, epoch, None if arena is None else self._content(arena))
+    def committed(self, node: SimShell, core: Standby) -> None:
+        path = core.path
+        self.trace(node, f"commits epoch {path.epoch}")
+        self.referee.committed(path.session, path.epoch, self.content(core.arena) if path.last_page else None, path.now_ns)
 
-    def _content(self, arena: Arena) -> bytes:
-        return hashlib.sha256(memoryview(arena.view().data)[:self._used]).digest()
+    def content(self, arena: Arena) -> bytes:
+        return bytes(memoryview(arena.view().data)[:self._used])
 
-    def unexpected(self, node: object, frame: Frame) -> None:
-        assert isinstance(node, SimNode)
-        self.referee.unexpected(node, frame)
+    def peer_error(self, node: SimShell, error: PeerError, lie: bool) -> None:
+        self.trace(node, f"found its peer wrong: {error.message}")
+        if lie:
+            self.covered.add(f"lie to {'active' if isinstance(node.core, Active) else 'standby'}")
+        else:
+            self.referee.fail(f"I14: {node!r} found its honest peer wrong: {error.message}")
 
-    def peer_error(self, node: SimNode, error: PeerError) -> None:
-        self.referee.fail(f"{node!r} found its honest peer wrong: {error.message}")
-
-    def say(self, node: SimNode, effect: Effect) -> None:
+    def say(self, node: SimShell, effect: Effect) -> None:
         if not isinstance(effect, Send):
             self.trace(node, str(effect))
         elif effect.kind == kinds.CONTROL:
             self.trace(node, f"sends {bytes(effect.payload)[:40]!r}")
 
-    def event(self, node: SimNode, event: Event) -> None:
+    def event(self, node: SimShell, event: Event) -> None:
         if event.name == "protected" and self.referee.protected():
             self.referee.promise = True
+            self.faults.protected()

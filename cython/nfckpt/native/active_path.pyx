@@ -306,14 +306,17 @@ cdef class ActivePath:
 
     cdef int boundary(self, uint64_t now) noexcept nogil:
         """0 read on, 1 answer "no packets", 2 Python has a message to look at (or the channel ended)."""
+        cdef bint stop
         self.polls += 1
         if self.has_channel:
             if self.mail(now) < 0:
                 return 2
             self.push()
-        if now < self.leave_until_ns:
+        stop = self.cut(now)
+        # what was committed leaves in a poll that does not capture: that keeps the pause short, and the next poll is near
+        if not self.captured and now < self.leave_until_ns:
             self.agent.gate.leave()
-        return self.cut(now)
+        return stop
 
     def run(self, NativeFunction app not None, Burst burst not None, int max_frames, uint64_t until_ns, Patience patience not None):
         """Poll, and poll again, until there is something for Python: returns one of WHY. `burst` owns no frame."""

@@ -1,20 +1,26 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """For measurements: ports that make their own traffic, a function that writes one line a frame, and the limits.
 
-The limits are what no checkpoint can be faster than: `gather` copies the same lines with nothing else; `ping` sends
-records of the same size to a peer that only copies out and answers (`echo`).
+The limits are what no checkpoint can be faster than: `gather` copies the same lines with nothing else; `ScanAndCopy` asks the
+kernel for the written pages and copies them; `ping` sends records of the same size to a peer that only copies out and answers (`echo`).
 """
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from nfckpt.native.active_path cimport ActivePath
 from nfckpt.native.agent cimport Agent
-from nfckpt.native.arena cimport Arena, LINE
+from nfckpt.native.arena cimport CHECK, LINE, PAGE, Arena
 from nfckpt.native.burst cimport Burst, SEND
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
+from nfckpt.native.epoch cimport EpochWriter, Header, Names, record_bytes_max
 from nfckpt.native.function cimport NativeFunction
+from nfckpt.native.gate cimport Gate
 from nfckpt.native.memory_port cimport MemoryRing
+from nfckpt.native.mmu cimport mmu_open
 from nfckpt.native.port cimport Port
+from nfckpt.native.sync cimport PageSync
+from nfckpt.native.tracker cimport LINES, Marks, Watch
 
 
 cdef extern from *:
@@ -218,12 +224,15 @@ cdef class LineWriter(NativeFunction):
 
 # ── single mechanisms, timed ─────────────────────────────────────────────────────────────────────
 
-def write_lines(Arena arena not None, const uint32_t[::1] lines not None):
-    """Write one word in each of these 64-byte lines, marking them."""
+def write_lines(Arena arena not None, const uint32_t[::1] lines not None, bint marked=True):
+    """Write one word in each of these 64-byte lines, marking them; or not `marked`: by plain stores, for an mmu tracker to find."""
     cdef Py_ssize_t i
+    cdef uint64_t off
     with nogil:
         for i in range(lines.shape[0]):
-            (<uint64_t*>arena.write(<uint64_t>lines[i] * LINE, LINE))[0] += 1
+            off = <uint64_t>lines[i] * LINE
+            CHECK(off < arena.size)
+            (<uint64_t*>(arena.write(off, LINE) if marked else arena.base + off))[0] += 1
 
 
 def gather(Arena arena not None, const uint32_t[::1] lines not None, uint8_t[::1] into not None):
@@ -238,6 +247,69 @@ def gather(Arena arena not None, const uint32_t[::1] lines not None, uint8_t[::1
             memcpy(&into[i * LINE], arena.base + <uint64_t>lines[i] * LINE, LINE)
         began = monotonic_ns() - began
     return began
+
+
+cdef class ScanAndCopy:
+    """The kernel's scan over a mapping of our own, and a plain copy of the pages it reports. `memory`: a mapping, page aligned.
+
+    Raises MachineError where such a scan cannot be had.
+    """
+    cdef Watch w
+    cdef Marks m
+    cdef object _memory
+
+    def __cinit__(self, memory):
+        cdef uint8_t[::1] view = memory
+        self._memory = view
+        self.w.base, self.w.n_pages = &view[0], <uint32_t>(view.shape[0] // PAGE)
+        self.m.bits = <uint64_t*>calloc(self.w.n_pages, 8)
+        self.m.log = <uint32_t*>calloc(self.w.n_pages, LINES * 4)
+        if self.m.bits == NULL or self.m.log == NULL:
+            raise MemoryError
+        mmu_open(&self.w)
+
+    def __dealloc__(self):
+        if self.w.close != NULL:
+            self.w.close(&self.w)
+        free(self.m.bits)
+        free(self.m.log)
+
+    def ns(self, const uint32_t[::1] lines not None, uint8_t[::1] into not None):
+        """Write one byte in each of these lines; then scan and copy their pages into `into`. Returns ns of the latter."""
+        cdef Py_ssize_t i
+        cdef uint64_t began, n
+        with nogil:
+            for i in range(lines.shape[0]):
+                CHECK(lines[i] < <uint64_t>self.w.n_pages * LINES)
+                (self.w.base + <uint64_t>lines[i] * LINE)[0] += 1
+            began = monotonic_ns()
+            self.w.collect(&self.w, &self.m)
+            n = self.m.n // LINES
+            CHECK(n * PAGE <= <uint64_t>into.shape[0])
+            for i in range(<Py_ssize_t>n):
+                memcpy(&into[i * PAGE], self.w.base + <uint64_t>self.m.log[i * LINES] * LINE, PAGE)
+            began = monotonic_ns() - began
+            for i in range(<Py_ssize_t>n):
+                self.m.bits[self.m.log[i * LINES] // LINES] = 0
+            self.m.n = 0
+        return began
+
+
+def timed_capture(EpochWriter writer not None, Arena arena not None, Gate gate not None, Names names not None, uint64_t epoch,
+                  uint8_t[::1] into not None):
+    """The capture of epoch `epoch` into `into`, which has room for any. Returns (ns, bytes)."""
+    cdef Header want
+    cdef uint64_t began, n
+    cdef PageSync none = PageSync(arena, 0)
+    CHECK(<uint64_t>into.shape[0] >= record_bytes_max(arena, gate, names, 0))
+    memset(&want, 0, sizeof(want))
+    want.session, want.term, want.epoch = 1, 1, epoch
+    with nogil:
+        began = monotonic_ns()
+        n = writer.measure(arena, gate, names, epoch, none, False)
+        writer.capture(arena, gate, names, &want, none, &into[0])
+        began = monotonic_ns() - began
+    return began, n
 
 
 def timed_cut(ActivePath path not None):

@@ -299,6 +299,8 @@ cdef class DeltaEncoder:
                 mask = 1
                 how[0] = data[0] = 0
                 n_how = n_data = 1
+                head += 1                       # a difference like any other, of nothing
+                recent[head % RECENT] = new[0]
             elif n_how + n_data > LINE:
                 mask = 0
                 n_how, n_data = 0, LINE

@@ -105,7 +105,10 @@ cdef class KeyedFifo:
         __builtin_prefetch(&self.buckets[_bucket(key, self.bucket_mask)], 1)
 
     cdef uint32_t find(self, uint64_t key) noexcept nogil:
-        cdef uint32_t i = self.buckets[_bucket(key, self.bucket_mask)].first
+        cdef uint32_t i
+        if self.live == 0:
+            return NO_ENTRY
+        i = self.buckets[_bucket(key, self.bucket_mask)].first
         while i != NO_ENTRY and self.entries[i].key != key:
             i = self.entries[i].next
         return i

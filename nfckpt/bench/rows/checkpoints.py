@@ -35,7 +35,7 @@ class Rate:
 
 def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str, Any], int]:
     """(both arms, digest, settings, bytes of a record)."""
-    arena_bytes = scale.small(1 << 30, 1 << 20)
+    arena_bytes = scale.large_bytes
     app = line_writer(arena_bytes)
     with segments([udp_frame(9)], tapped=tap) as s, Pair(
             app, s.ports, arena_bytes=arena_bytes, burst=BURST, window=WINDOW, tap=s.tap, tap_fds=s.fds,

@@ -21,7 +21,7 @@ RECORD_BYTES = GROUP * 4100 - 4096      # at most 2**20 for a ping
 
 
 def measure(scale: Scale) -> list[Figure]:
-    arena_bytes = scale.small(1 << 30 if scale.seconds > 3 else 1 << 28, 4 << 20)
+    arena_bytes = scale.large_bytes
     app = line_writer(arena_bytes)
     with segments([udp_frame(9)]) as s, Pair(app, s.ports, arena_bytes=arena_bytes, burst=BURST, window=16, ring_bytes=16 << 20,
                                              pages_max=GROUP) as pair:

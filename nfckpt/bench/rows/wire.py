@@ -1,11 +1,22 @@
 """What an epoch costs on a TCP channel: every byte of both directions as the kernel counted it, framing, seals and acks included.
 
-Of a record, names and outputs (the frames' part) are counted apart from the rest. `wire_ratio`: the rest ÷ bytes of state whose value
-changed; `wire_frame_ratio`: the frames' part ÷ bytes of the frames themselves. Bytes, so there are no slices: one run.
+    client ─► memory ports ─┬─► agent, NAT, gate ─► ActivePath, encoder ══ TCP on loopback ══ decoder, StandbyPath ─► arena
+                            └─► tap ────────────────────────────────────────────────────────────────┘
+
+One process plays all, in lock-step: every burst is an epoch, sent and acknowledged by itself, so no framing is shared. Bytes are what
+either kernel end received (TCP_INFO; IP and TCP headers are not in it). Bytes, so there are no slices: one run.
+
+    wire_ratio         bytes of the channel without those for frames ÷ bytes of state whose value changed
+    wire_frame_ratio   bytes for frames (names of inputs, outputs) ÷ bytes of the frames
+
+Traffic: bursts of 32 UDP frames with random payload at 100,000 frames/s of the app's clock, each of a flow drawn from all that are open;
+one in fifty opens a flow. That clock begins at CLOCK_NS in every run, for which bytes of a stamp change depends on it. The fewer flows, the fewer of a time stamp's bytes change and the nearer are the lines: less to divide by.
 """
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import struct
 import time
@@ -15,14 +26,18 @@ import numpy as np
 from nfckpt.bench.figure import Figure, Scale
 from nfckpt.bench.loopback import Loopback
 from nfckpt.bench.pair import SECRET
-from nfckpt.bench.work import FRAME_BYTES, NAT, nat_frames, segments, teach
+from nfckpt.bench.work import FRAME_BYTES, NAT, SLOTS, neighbours, udp_frame
 from nfckpt.native.nat import NativeNat
+from nfckpt.native.port import Port
 from nfckpt.native.tcp_channel import TcpChannel
+from nfckpt.ports.memory import MemoryHub
 from nfckpt.wire.tcp import TcpConnect, TcpListener, TcpOptions
 
 KEYS = ("wire_ratio", "wire_frame_ratio")
-BURST, FLOWS = 32, 1024
-TCPI_BYTES_ACKED = 120          # offset in struct tcp_info of linux/tcp.h
+BURST, BURST_NS, CLOCK_NS = 32, 320_000, 10**15
+FLOWS_MAX, REMOTES, FRESH = 65_536, 250, 0.02
+EPOCHS = 1000
+TCPI_BYTES_RECEIVED = 128       # offset in struct tcp_info of linux/tcp.h
 
 
 def tcp_pair() -> tuple[TcpChannel, TcpChannel]:
@@ -41,55 +56,80 @@ def tcp_pair() -> tuple[TcpChannel, TcpChannel]:
         return here, there
 
 
-def bytes_acked(end: TcpChannel) -> int:
-    """Payload bytes of this end that the kernel delivered."""
+def bytes_received(end: TcpChannel) -> int:
+    """Payload bytes that this end's kernel has taken from the wire."""
     with socket.socket(fileno=socket.dup(end.fileno())) as sock:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    return int(struct.unpack_from("<Q", info, TCPI_BYTES_ACKED)[0])
+    return int(struct.unpack_from("<Q", info, TCPI_BYTES_RECEIVED)[0])
 
 
-def frame_bytes(record: bytes) -> int:
-    """Bytes of names and outputs in an epoch record (drawn in native/epoch.pyx)."""
-    names, _, outputs = struct.unpack_from("<III", record, 64)
-    return int(names * 8 + (names + 7) // 8 * 8 + outputs)
+class Wire:
+    """The pair over `ends`, and a client on the segments of both ports (`hubs`). Counts `changed` bytes of state."""
+
+    def __init__(self, app: NativeNat, hubs: list[MemoryHub], ends: tuple[TcpChannel, TcpChannel], stack: contextlib.ExitStack) -> None:
+        self.ends = ends
+        self.clients, ports, tap = ([stack.enter_context(hub.open(i)) for hub in hubs] for i in range(3))
+        both: list[list[Port]] = [list(ports), list(tap)]
+        self.loop = Loopback(app, both[0], app.config.arena_bytes, ends, both[1])
+        self.loop.commit()                                              # what is declared
+        self.shadow = self.loop.arena.view().reshape(-1, 64).copy()
+        self.changed, self.at_ns = 0, CLOCK_NS
+
+    def epoch(self, frames: list[tuple[int, bytes]]) -> None:
+        """(port, frame): one burst, to its commit."""
+        for port, frame in frames:
+            self.clients[port].tx_frame(frame)
+        for client in self.clients:
+            client.tx_flush()
+        self.at_ns += BURST_NS
+        while self.loop.feed(BURST, self.at_ns):
+            pass
+        lines = self.loop.arena.dirty_line_numbers()
+        now = self.loop.arena.view().reshape(-1, 64)[lines]
+        self.changed += int(np.count_nonzero(now != self.shadow[lines]))
+        self.shadow[lines] = now
+        self.loop.commit()
+
+    def counts(self) -> np.ndarray:
+        """Bytes: on the channel, of them for frames, changed."""
+        return np.array([sum(map(bytes_received, self.ends)), self.loop.encoder.frame_bytes, self.changed])
 
 
 def measure(scale: Scale) -> list[Figure]:
-    app = NativeNat(**NAT)
-    ends = tcp_pair()
-    try:
-        with segments(nat_frames(scale.small(FLOWS, 64)), 2) as s:
-            both = Loopback(app, s.ports, app.config.arena_bytes, ends)
-            teach(app, time.monotonic_ns())
-            for _ in range(scale.small(FLOWS, 64) // BURST + 1):         # every flow is open before the count
-                both.feed(BURST)
-                both.commit()
-            changed = in_frames = frames = epochs = 0
-            before = both.arena.view().copy()
-            sent = sum(map(bytes_acked, ends))
-            until = time.monotonic() + (0.02 if scale.tiny else scale.seconds / 2)
-            while time.monotonic() < until:
-                scale.tick(f"epoch {epochs}")
-                both.feed(BURST)
-                both.commit()
-                now = both.arena.view()
-                changed += int(np.count_nonzero(before != now))
-                before[:] = now
-                in_frames += frame_bytes(both.last)
-                frames += BURST
-                epochs += 1
-            for _ in range(100):                                        # the last ack of the kernel's
-                total = sum(map(bytes_acked, ends)) - sent
-                time.sleep(0.001)
-            digest = both.equal()
-    finally:
+    flows_max, epochs = scale.small(FLOWS_MAX, 1024), scale.small(EPOCHS, 20)
+    app, rng = NativeNat(**{**NAT, "flows_max": flows_max}), random.Random(1)
+    opened, first = 0, flows_max - round(1.2 * FRESH * epochs * BURST)
+
+    def fresh() -> tuple[int, bytes]:
+        nonlocal opened
+        opened += 1
+        return of(opened - 1)
+
+    def of(flow: int) -> tuple[int, bytes]:
+        return 0, udp_frame(1024 + flow // REMOTES, FRAME_BYTES, remote=0xC0000200 + flow % REMOTES, rng=rng)
+
+    with contextlib.ExitStack() as stack:
+        ends = tcp_pair()
         for end in ends:
-            end.close()
-    settings = {"arena_bytes": both.arena.size, "burst": BURST, "flows": FLOWS, "channel": "tcp", "encoding": "raw lines", "epochs": epochs,
-                "app": "nfckpt.native.nat:NativeNat"}
-    state, of_frames = (total - in_frames) / max(1, changed), in_frames / (frames * FRAME_BYTES)
+            stack.callback(end.close)
+        wire = Wire(app, [stack.enter_context(MemoryHub(3, SLOTS, 256)) for _ in range(2)], ends, stack)
+        wire.epoch(neighbours())
+        while opened < first:
+            wire.epoch([fresh() for _ in range(min(BURST, first - opened))])
+        before = wire.counts()
+        for epoch in range(epochs):
+            scale.tick(f"epoch {epoch} of {epochs}")
+            wire.epoch([fresh() if opened < flows_max and rng.random() < FRESH else of(rng.randrange(opened)) for _ in range(BURST)])
+        total, for_frames, changed = (int(n) for n in wire.counts() - before)
+        digest = wire.loop.equal()
+    settings = {"arena_bytes": wire.loop.arena.size, "burst": BURST, "flows_max": flows_max, "flows": opened, "channel": "tcp",
+                "encoding": "deltas, tap opened", "frames_per_s": BURST * 10**9 // BURST_NS, "new_flows": FRESH, "clock_ns": CLOCK_NS, "epochs": epochs,
+                "frame_bytes": FRAME_BYTES, "app": "nfckpt.native.nat:NativeNat"}
+    note = (f"{total / epochs:.0f} bytes an epoch, {for_frames / epochs:.0f} of them for frames; {changed / epochs:.0f} bytes of state changed; "
+            "with fewer flows fewer do, and the ratio grows")
     return [
-        Figure("wire_ratio", state, limit=1.0, limit_what="the changed bytes alone", settings=settings, digest=digest,
-               note=f"{total / epochs:.0f} bytes an epoch, {in_frames / epochs:.0f} of them for frames; {changed / epochs:.0f} bytes changed"),
-        Figure("wire_frame_ratio", of_frames, limit=1.0, limit_what="the frames alone", settings=settings, digest=digest),
+        Figure("wire_ratio", (total - for_frames) / max(1, changed), limit=1.0, limit_what="the changed bytes alone", settings=settings,
+               digest=digest, note=note),
+        Figure("wire_frame_ratio", for_frames / (epochs * BURST * FRAME_BYTES), limit=1.0, limit_what="the frames alone", settings=settings,
+               digest=digest),
     ]

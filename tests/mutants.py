@@ -1,0 +1,253 @@
+"""Planted bugs: each breaks one promise in one place of the cores, and something must notice.
+
+        python -m tests.mutants                 # all of them, as a table
+        python -m tests.mutants rule-5 ack-…    # those whose name begins so
+
+A mutant is a list of text replacements, applied to a copy of the package: links to every file, and the changed ones in their place.
+A changed kernel is compiled for it (one extension, without optimisation) and kept in build/mutants by its content. Nothing in the
+cores knows of mutants, no checker does either. `by`: the simulator, or a test where the simulator does not reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["MUTANTS", "SEEDS", "Caught", "Mutant", "hunt", "hunt_all", "row"]
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDS = 300
+PATIENCE_S = 240.0
+NATIVE = "native/"
+
+
+@dataclass(frozen=True)
+class Change:
+    file: str                   # below nfckpt/
+    old: str                    # once in it
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    promise: str
+    changes: tuple[Change, ...]
+    by: str = "sim"             # or a test, "tests/test_x.py::test_y"
+
+
+def _m(name: str, promise: str, *changes: tuple[str, str, str], by: str = "sim") -> Mutant:
+    return Mutant(name, promise, tuple(Change(*c) for c in changes), by)
+
+
+ACTIVE, STANDBY, TAKEOVER, WITNESS = "replica/active.py", "replica/standby.py", "failover/takeover.py", "failover/witness.py"
+TAP, GATE, AGENT, ENGINE, EPOCH = (f"native/{n}.pyx" for n in ("tap", "gate", "agent", "engine", "epoch"))
+LEADS, FOLLOWS = "native/active_path.pyx", "native/standby_path.pyx"
+
+MUTANTS = [
+    _m("release-before-commit", "I5", (GATE, "if h.epoch > self.committed:", "if self.committed != ALL and h.epoch > self.committed + 1:")),
+    _m("release-out-of-order", "I5: in order", (GATE, "h = &self.held[<uint32_t>self.head & self.mask]\n            if h.epoch",
+       "h = &self.held[<uint32_t>(self.head ^ 1 if self.head ^ 1 < self.tail else self.head) & self.mask]\n            if h.epoch")),
+    _m("released-before-the-kernel-took-it", "I6, rule 7", (GATE, "if self._waiting == 0:\n", "if True:\n")),
+    _m("ack-before-hold", "I7", (STANDBY, "self.waiting.append(payload)\n            return self.work(now)",
+       "self.waiting.append(payload)\n            return [Send(kinds.ACK, self.path.ack(self.path.epoch + len(self.waiting), now))]")),
+    _m("promote-without-the-backlog", "I8",         # registered and acked, applied with the next one, and not at a promotion
+       (FOLLOWS, "\ncdef class StandbyPath:", "\ncdef uint8_t LATE[1 << 20]\ncdef uint64_t LATE_N = 0\n\ncdef class StandbyPath:"),
+       (FOLLOWS, "        cdef Record r\n",
+        "        cdef Record r, late\n        global LATE_N\n"),
+       (FOLLOWS, "        record_apply(&r, self.arena)\n",
+        "        if LATE_N and record_parse(&late, LATE, LATE_N, self.arena, self.n_ports) == 0 and late.h.session == self.session:\n"
+        "            record_apply(&late, self.arena)\n        memcpy(LATE, data, n)\n        LATE_N = n\n"),
+       (FOLLOWS, "if self.last_page and not record_agrees(", "if False and not record_agrees(")),
+    _m("trim-on-captured", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.agent.names.n:")),
+    _m("trim-on-consumed", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.staging.count:")),
+    _m("rule-1-sets", "rule 1", (TAP, "        if self.inputs.push(key", "        if self.inputs.find(key) != NO_ENTRY:\n            return False\n        if self.inputs.push(key")),
+    _m("rule-2-by-position", "rule 2", (TAP, "if number < self.inputs.tail and e.key == key:", "if number < self.inputs.tail:")),
+    _m("rule-2-head-only", "rule 2", (TAP, "            i = self.inputs.find(key)\n", "            i = NO_ENTRY\n")),
+    _m("rule-3-no-credits", "rule 3", (TAP, "elif self.credits.push(key, now, 0, port, NULL, 0) == NO_ENTRY:", "elif False:")),
+    _m("rule-4-outputs-are-inputs", "rule 4", (TAP, "        i = self.expected.find(key)\n        if i", "        i = NO_ENTRY\n        if i")),
+    _m("rule-4-filter-ends-at-promotion", "rule 4", (TAP, "                e.mark = REEMITTED\n",
+       "                self.expected.remove(<uint32_t>number & self.expected.mask)\n")),
+    _m("rule-5-missed-frames-stay", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if True:\n")),
+    _m("rule-5-without-the-skew", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if e.ts >= self.named_ts[e.port]:\n")),
+    _m("rule-6-credits-never-expire", "rule 6", (TAP, "if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:", "if True:")),
+    _m("rule-6-a-gap-is-not-shown", "rule 6, I12", (TAP, "if drops != self._drops and self.buffering:", "if False:")),
+    _m("rule-7-outputs-never-forgotten", "rule 7", (TAP, "if now > self.rt_at + self.skew_ns:", "if False:")),
+    _m("rule-7-released-is-captured", "rule 7", (EPOCH, "h.released_through = gate.released_through", "h.released_through = gate.captured")),
+    _m("rule-8-made-output-past-the-gate", "rule 8", (AGENT, "<const uint8_t*>frame, n, self.epoch):", "<const uint8_t*>frame, n, 0):")),
+    _m("rule-9-port-not-covered", "rule 9", (TAP, "if self.named_ts[p] < since:", "if False:")),
+    _m("rule-9-no-skew-after-opening", "rule 9", (STANDBY, "self.tap.covers(self.open_ns + skew)", "self.tap.covers(self.open_ns)"),
+       (STANDBY, "if now - self.welcome_ns < skew:", "if now < self.welcome_ns:")),
+    _m("rule-9-names-of-before", "rule 9", (STANDBY, "if self.tap.waiting_credits and now - self.covered_ns <= skew:", "if False:")),
+    _m("skip-the-undo", "I8", (EPOCH, "for i in range(r.h.n_lines, 0, -1):", "for i in range(0, 0, -1):")),
+    _m("apply-a-record-twice", "I8, I14", (FOLLOWS, "elif r.h.epoch != self.epoch + 1:", "elif r.h.epoch > self.epoch + 1:")),
+    _m("apply-a-part-twice", "I8", (EPOCH, "        _swap_line(r, arena, i)\n    for i in range(r.h.n_pages):",
+       "        _swap_line(r, arena, i)\n    if r.h.n_lines > 4:\n        _swap_line(r, arena, 0)\n    for i in range(r.h.n_pages):")),
+    _m("capture-with-frames-in-the-app", "I1", (LEADS, "if self.agent.in_flight:\n", "if False:\n")),
+    _m("input-postpones-the-cut", "I3", (ENGINE, "if pending and self.opened_ns == 0:", "if pending:")),
+    _m("forget-the-quiesce-number", "I11", (ENGINE, "if number != self._request or not self._requested:", "if not self._requested:")),
+    _m("drop-at-a-full-gate", "I12", (AGENT, "or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):", "or False):")),
+    _m("no-fence-on-suspicion-host", "I9", (TAKEOVER, "if self.peer_dead:\n", "if True:\n")),
+    _m("no-fence-on-suspicion-hosts", "I9", (TAKEOVER, "elif not self.leases or now >=", "elif True or now >=")),
+    _m("takeover-without-claim", "I9", (TAKEOVER, "                effects.append(Ask(Question(\"claim\", self.node, self.term)))\n",
+       "                effects.append(Ask(Question(\"claim\", self.node, self.term)))\n                self._next(now, Step.FENCE)\n")),
+    _m("beats-answered-after-the-claim", "I9", (STANDBY, "if self.claimed:\n                return", "if False:\n                return")),
+    _m("lease-counts-from-the-welcome", "I9", (STANDBY, "            self.acked_ns = now\n", "            self.acked_ns = self.welcome_ns\n")),
+    _m("mark-used-before-its-beat-is-answered", "I9", (ACTIVE, "effects.append(LeaseArm(arm.mark, arm.ms))",
+       "effects += [LeaseArm(arm.mark, arm.ms), LeaseStamp(arm.mark)]")),
+    _m("solo-before-the-grant-is-void", "I9", (ACTIVE, "if self.peer_dead and not self.silent and not self.handed:", "if True:")),
+    _m("switch-taken-back-on-proof", "I9", (ACTIVE, "if self.peer_dead and not self.silent and not self.handed:", "if self.peer_dead and not self.silent:")),
+    _m("switch-by-the-standing-grant", "I9", (TAKEOVER, "self.standby.promotable and self.proof and self.kills and not self.parted and not self.handover:",
+       "self.standby.promotable and ((self.proof and self.kills and not self.parted) or self.handover):")),
+    _m("switch-forgets-a-silent-death", "I13", (ACTIVE, "encode_control(Handover(self.session, self.term)))]\n",
+       "encode_control(Handover(self.session, self.term))), Stop(4, \"handed over\")]\n")),
+    _m("witness-grants-twice", "W1, I9", (WITNESS, "    def _solo(self, q: Question) -> str:\n        if (q.term, q.node) != (self.term, self.holder):",
+       "    def _solo(self, q: Question) -> str:\n        if q.term > self.term:")),
+    _m("witness-forgets-who-was-struck", "W2, I9", (WITNESS, "if q.node != self.standby or q.term != self.term + 1:", "if q.term != self.term + 1:")),
+    _m("witness-replaces-a-holder-that-has-a-standby", "W4, I13", (WITNESS, "if self.holder or self.standby:", "if self.holder:")),
+    _m("protected-before-it-is-recorded", "I13", (ACTIVE, "return [Ask(self._question(\"protected\"))]",
+       "self._move(\"recorded\")\n        return [Ask(self._question(\"protected\")), Send(kinds.CONTROL, encode_control(Protected(self.session, self.term))),\n"
+       "                Event(\"protected\", {\"peer\": self.peer, \"term\": self.term})]")),
+    _m("sync-promotable-too-early", "I13, rule 9", (STANDBY, "return self.state in (S.WHOLE, S.STANDBY)", "return self.state is not S.JOINING")),
+    _m("whole-before-the-last-page", "I8, rule 9", (STANDBY, "if self.path.last_page and not self.waiting and", "if not self.waiting and")),
+    _m("settle-at-once", "exactly once", (TAKEOVER, "settled = self.standby", "settled = True or self.standby")),
+    _m("outputs-of-before-are-not-held", "I5", (ACTIVE, "        gate.shut(self.engine.committed)\n", "")),
+    _m("follower-let-in-while-output-waits", "rule 4", (ACTIVE, "        return self.agent.gate.held_frames > 0", "        return False")),
+    _m("the-node-s-own-clock-travels", "I10, I15", (LEADS, "<uint64_t>(<int64_t>now + self.clock_offset_ns)\n        want.echo_ns", "now\n        want.echo_ns")),
+    _m("clock-runs-backwards-at-promotion", "I15", ("clock.py", "        self._last = max(self._last, committed_ns)\n", "        self._last = 0\n")),
+    _m("ack-of-another-session", "I14", (LEADS, "if ack.session != self.session:", "if False:")),
+    _m("ack-of-an-epoch-never-shipped", "I14", (LEADS, "            if r < 0:\n                return -3\n", "            if r < 0:\n                return 0\n")),
+    _m("record-of-another-session", "I14", (FOLLOWS, "if r.h.session != self.session or r.h.term != self.term or self.session == 0:", "if self.session == 0:")),
+    _m("stale-segment-accepted", "I14", ("native/shm_segment.pyx", 'if len(session) != 16 or memcmp(s.h.session, <const uint8_t*>session, 16) != 0:', "if False:"),
+       by="tests/test_wire_shm.py::test_a_segment_left_by_a_dead_process"),
+    _m("record-that-overruns", "I14", (EPOCH, "    if h.total_bytes != total:\n        return 3\n", "")),
+]
+
+
+# ── planting ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def planted(mutant: Mutant) -> Iterator[Path]:
+    """A folder to put first on PYTHONPATH: the package with this bug in it."""
+    with tempfile.TemporaryDirectory(prefix="nfckpt-mutant-") as folder:
+        package = Path(folder) / "nfckpt"
+        shutil.copytree(ROOT / "nfckpt", package, copy_function=os.symlink)
+        texts: dict[str, str] = {}
+        for change in mutant.changes:
+            text = texts.get(change.file) or (package / change.file).read_text()
+            if text.count(change.old) != 1:
+                raise ValueError(f"{mutant.name} does not apply: {change.file} has {text.count(change.old)} times {change.old!r}")
+            texts[change.file] = text.replace(change.old, change.new)
+        for file, text in texts.items():
+            (package / file).unlink()
+            (package / file).write_text(text)
+            if file.startswith(NATIVE):
+                _compile(package, package / file)
+        yield Path(folder)
+
+
+def _compile(package: Path, source: Path) -> None:
+    """One kernel, into its place."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    known = hashlib.sha256(suffix.encode() + source.read_bytes())
+    for pxd in sorted(source.parent.glob("*.pxd")):
+        known.update(pxd.read_bytes())
+    kept = ROOT / "build" / "mutants" / f"{source.stem}-{known.hexdigest()[:24]}{suffix}"
+    target = source.with_name(source.stem + suffix)
+    target.unlink(missing_ok=True)
+    if not kept.exists():
+        c = source.with_suffix(".c")
+        c.unlink(missing_ok=True)
+        _run([sys.executable, "-m", "cython", "-3", "--module-name", f"nfckpt.native.{source.stem}", str(source), "-o", str(c)], package.parent)
+        cc = os.environ.get("CC", "cc").split()
+        _run([*cc, "-shared", "-fPIC", "-O0", "-w", f"-I{sysconfig.get_path('include')}", str(c), "-o", str(target)], package.parent)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        half = kept.with_suffix(f".{os.getpid()}.{source.parent.parent.parent.name}")
+        shutil.copy(target, half)
+        half.replace(kept)
+    else:
+        target.symlink_to(kept)
+
+
+def _run(command: list[str], cwd: Path) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+# ── hunting ──────────────────────────────────────────────────────────────────────────────────────
+
+HUNT = """
+import sys
+from nfckpt.sim.campaign import first_violation
+found = first_violation(range(int(sys.argv[1])), about_to=lambda seed: print(seed, flush=True))
+print("caught" if found else "lived", found[1].split("; replay")[0] if found else "", flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Caught:
+    mutant: Mutant
+    seed: int | None            # None: not caught, or caught by a test
+    how: str                    # "" : it lived
+    seconds: float
+
+
+def hunt(mutant: Mutant) -> Caught:
+    """Run it until something notices: a violation, a CHECK that aborts, or the named test."""
+    began = time.monotonic()
+    with planted(mutant) as folder:
+        environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+        if mutant.by != "sim":
+            done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib", f"--rootdir={ROOT}", f"{ROOT}/{mutant.by}"],
+                                  env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+            failed = done.returncode == 1 and re.search(r"[1-9]\d* failed", done.stdout) is not None
+            return Caught(mutant, None, mutant.by if failed else "", time.monotonic() - began)
+        try:
+            done = subprocess.run([sys.executable, "-c", HUNT, str(SEEDS)], env=environment, cwd=folder, capture_output=True, text=True,
+                                  check=False, timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return Caught(mutant, None, "", time.monotonic() - began)
+    lines = done.stdout.splitlines()
+    seconds = time.monotonic() - began
+    if lines and lines[-1].startswith("lived"):
+        return Caught(mutant, None, "", seconds)
+    if lines and lines[-1].startswith("caught"):
+        return Caught(mutant, int(lines[-2]), lines[-1].removeprefix("caught "), seconds)
+    if done.returncode < 0 and lines:
+        return Caught(mutant, int(lines[-1]), f"the kernel's CHECK: {done.stderr.strip().splitlines()[0] if done.stderr else ''}", seconds)
+    raise RuntimeError(f"{mutant.name}: {done.stderr[-2000:]}")
+
+
+def hunt_all(mutants: list[Mutant]) -> Iterator[Caught]:
+    """All, as many at a time as there are CPUs, in order."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(hunt, mutants)
+
+
+def row(c: Caught) -> str:
+    where = f"seed {c.seed}" if c.seed is not None else "a test" if c.how else "LIVED"
+    return f"{c.mutant.name:46} {c.mutant.promise:13} {where:9} {c.how[:110]}"
+
+
+if __name__ == "__main__":
+    wanted = [m for m in MUTANTS if len(sys.argv) == 1 or any(m.name.startswith(a) for a in sys.argv[1:])]
+    lived = 0
+    for result in hunt_all(wanted):
+        print(f"{row(result)}   {result.seconds:.0f} s", flush=True)
+        lived += not result.how
+    print(f"{len(wanted) - lived} of {len(wanted)} caught")
+    sys.exit(1 if lived else 0)
