@@ -227,6 +227,8 @@ class Faults:
                 engine.due(node.now, False, False) or engine.state.value == "captured" or engine.outstanding or node.core.path.staging.count):
             self.world.referee.fail("I11: a request was taken back by another one's number")
         node.takes_back = two if self.rng.random() < 0.7 else 0
+        if node.takes_back:                     # taken back while the app has not let go yet
+            node.keeps_until = max(node.keeps_until, self.world.now + 3 * MS)
 
     # ── what: the channel ────────────────────────────────────────────────────────────────────────
 
