@@ -5,12 +5,13 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 SOURCES = pyproject.toml $(wildcard cython/nfckpt/native/*.pyx cython/nfckpt/native/*.pxd)
 
-.PHONY: setup demo test bench clean lint ext help
+.PHONY: setup demo test bench fuzz clean lint ext help
 
 help:
 	@echo "make demo    real TCP and UDP through a NAT whose active node is killed again and again (add ARGS='--profile host')"
 	@echo "make test    lint, types and all tests"
 	@echo "make bench   what a checkpoint costs on this machine, beside its limits (add ARGS=--quick)"
+	@echo "make fuzz    what reads bytes from outside, fuzzed (ARGS='config --seconds 600'; guided where atheris is installed)"
 	@echo "make setup   only create $(VENV) and build;   make ext   rebuild native code in place;   make clean"
 
 setup: $(STAMP)
@@ -37,6 +38,9 @@ lint: setup
 
 test: setup lint
 	@$(BIN)/python -m pytest $(ARGS)
+
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: setup
 	@$(BIN)/nfckpt bench $(ARGS)

@@ -3,7 +3,7 @@
 Every import that costs time is inside the command that needs it: `nfckpt --help` takes a fraction of a second, and a
 box is entered before there are threads. An operating error is one line, `error: what (what to do)`, and exit code 2.
 
-Exit codes   0 done   1 it ran, and the answer is no (demo, doctor)   2 error   130 interrupted, cleaned up
+Exit codes   0 done   1 it ran, and the answer is no (demo, doctor, sim, check)   2 error   130 interrupted, cleaned up
 """
 
 from __future__ import annotations
@@ -305,6 +305,41 @@ def sim(
     campaign = Campaign(range(first, first + (1 if one else seeds)), events=events, app=app or TOY, faults=only,
                         told=None if as_json else lambda text: print(text, flush=True), echo=print if trace else None)
     report = campaign.run()
+    print(json.dumps(report.as_json()) if as_json else report.text())
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command(epilog="""Examples:
+
+nfckpt check balancer:Balancer --args '{"address": "192.0.2.1"}'
+
+nfckpt check my_nf:MyNf --pcap inside.pcap --pcap outside.pcap
+
+nfckpt check my_nf:MyNf --seed 7 --json""")
+def check(
+    app_class: Annotated[str, typer.Argument(metavar="MODULE:CLASS", help="The network function, found as Python finds it here.")],
+    pcap: Annotated[list[Path], typer.Option(help="Traffic of port 0; again for port 1, and so on. Otherwise made up.")] = [],  # noqa: B006
+    args: Annotated[str, typer.Option(help="Arguments of the class, a JSON object.")] = "{}",
+    cache: Annotated[list[str], typer.Option(help="An attribute that a takeover may lose: the app makes it again.")] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0, help="The same seed does the same.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run a network function over traffic, kill it after every burst at every stage, and compare with an unkilled twin.
+
+    Names what it keeps outside the arena, and clocks and chance that it reads around ctx. Exit code 1 when something was found.
+    """
+    import json
+
+    from nfckpt.sim.check_nf import examine
+    try:
+        app_args = json.loads(args)
+        if not isinstance(app_args, dict):
+            raise ValueError("not an object")
+    except ValueError as e:
+        raise ConfigError(f"--args {args!r}: {e}", """a JSON object, '{"flows_max": 1024}'""") from None
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    report = examine(app_class, pcap or None, app_args=app_args, seed=seed, caches=cache)
     print(json.dumps(report.as_json()) if as_json else report.text())
     raise typer.Exit(0 if report.ok else 1)
 

@@ -105,6 +105,16 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """Kernel rings of an AF_PACKET port, 2048 bytes a frame."""
     rate_frames_per_s: int = 100_000
     """The input rate that the bounds above must carry through a takeover."""
+    burst_ms_max: int = 100
+    """CPU time that the app may take over one frame of a replay: beyond it, it loops for ever, and the frame is quarantined."""
+    loop_ms_max: int = 10_000
+    """CPU time without a poll after which the kernel's timer ends the active's process (signal 26): it loops for ever."""
+    quarantine_frames_max: int = 16
+    """Frames that one active life may take out of the replay because the app does not survive them; at the next it stops."""
+    quarantine_bytes_max: int = 1 << 20
+    """Size of a node's quarantine folder; beyond it frames are quarantined and counted, but no longer written down."""
+    quarantine_s_max: int = 600
+    """How long a frame that equals a quarantined one is dropped."""
     park_frames_max: int = 64
     """Frames the app may park in the arena."""
     unsafe_release_on_abort: bool = False
@@ -137,6 +147,8 @@ class PairConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     profile: str = "host"
     """"host": both nodes on one kernel, shared memory. "hosts": nothing shared, TCP."""
     app_args: dict[str, Any] = {}
+    quarantine_dir: str = ""
+    """Folder on each node for frames that its app did not survive; "" is nfckpt-UID-quarantine in the folder for temporary files."""
     bounds: Bounds = Bounds()
     nodes: dict[str, NodeConfig]
 
@@ -145,6 +157,7 @@ class _Pair(msgspec.Struct):
     name: str
     app: str
     profile: str = "host"
+    quarantine_dir: str = ""
 
 
 _TABLES = ("pair", "app", "bounds", "nodes")
@@ -209,6 +222,9 @@ def check(c: PairConfig) -> None:
     need(b.sync_group_pages_max >= 1, "sync_group_pages_max", "must be at least 1")
     need(b.sync_pause_us_max >= 10, "sync_pause_us_max", "must be at least 10: a group has one page at least")
     need(b.epochs_outstanding_max >= 1, "epochs_outstanding_max", "must be at least 1")
+    need(1 <= b.burst_ms_max <= b.hang_ms_max, "burst_ms_max", f"must lie between 1 and hang_ms_max ({b.hang_ms_max})")
+    need(b.loop_ms_max >= 2 * b.hang_ms_max, "loop_ms_max", f"must be at least twice hang_ms_max ({b.hang_ms_max})")
+    need(b.quarantine_frames_max <= 64, "quarantine_frames_max", "an agent remembers at most 64")
     need(b.idle_wait_ms_max <= b.beat_ms, "idle_wait_ms_max", f"must not be above beat_ms ({b.beat_ms}): beats would be late")
     for key in ("rx_ring_frames", "tx_ring_frames"):
         need(64 <= getattr(b, key) <= 1 << 19 and not getattr(b, key) % 32, key, "a multiple of 32 between 64 and 524288")
@@ -294,6 +310,7 @@ def loads(text: str, source: str = "config") -> PairConfig:
         pair = _typed(("pair",), raw["pair"], _Pair)
         config = PairConfig(
             name=pair.name, app=pair.app, profile=pair.profile, app_args=raw["app"],
+            quarantine_dir=pair.quarantine_dir,
             bounds=_typed(("bounds",), raw["bounds"], Bounds),
             nodes={name: _typed(("nodes", name), node, NodeConfig) for name, node in raw["nodes"].items()})
         check(config)

@@ -26,9 +26,12 @@ state cannot explain. What you owe for it:
 
 Three forms: `NetworkFunction` (Python, a burst at a time), `nfckpt.native.function.NativeFunction` (the same contract in
 Cython, without the GIL), `PollingFunction` (owns its loop, as with DPDK). Everything runs on one thread, the node's
-packet thread. An exception out of any method stops the node, and the standby takes over: fail-stop. It meets the same
-frame again in its replay, so a frame that always raises stops both: catch what you can expect of a wire.
+packet thread. An exception out of any method stops the node, and the standby takes over: fail-stop. If it meets the same
+frame in its replay and raises again, the frame is undone, quarantined (a capture, the traceback beside it) and dropped from
+then on, and a fresh app goes on; so is one over which Python code loops for `burst_ms_max`. A crash of native code takes
+both nodes along: catch what you can expect of a wire.
 
+`nfckpt check module:Class` runs your app over traffic, kills it at every stage, and names what it keeps outside the arena.
 `docs/write-your-own-nf.md` goes from an empty folder to an app that survives kill -9.
 """
 

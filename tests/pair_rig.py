@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -66,6 +67,7 @@ class Traffic:
         self._seen = [bytearray(), bytearray()]
         self.gap_ns, self._last_ns = 0, 0
         self.other: list[bytes] = []            # what is not ours: ARP of the app
+        self.extra: deque[tuple[int, bytes]] = deque()          # (side, frame) to be sent in between
         self._running, self._done = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -103,6 +105,9 @@ class Traffic:
                     self._seen[side] += bytes(n)
                     self.sent[side] = first + n
                     self.ends[side].tx_burst([head + (first + i).to_bytes(8, "big") + tail for i in range(n)])
+            while self.extra:
+                side, frame = self.extra.popleft()
+                self.ends[side].tx_burst([frame])
             for side in (LEFT, RIGHT):
                 while self._receive(burst, side):
                     pass
@@ -135,7 +140,7 @@ class PairRig:
     """`with PairRig("hosts", NAT, hang_ms_max=200) as rig:` starts the pair and its traffic; the end removes every trace."""
 
     def __init__(self, profile: str = "host", app: str = COUNTER, *, frames_s: int = 2000, traffic: bool = True,
-                 app_args: dict[str, Any] | None = None, b_differs: dict[str, Any] | None = None, **bounds: Any) -> None:
+                 app_args: dict[str, Any] | None = None, b_differs: dict[str, Any] | None = None, quarantine_dir: str = "", **bounds: Any) -> None:
         self._stack = contextlib.ExitStack()
         self.profile, self.app, self._traffic = profile, app, traffic
         self.hubs = [self._stack.enter_context(MemoryHub(3, RING_FRAMES)) for _ in range(2)]
@@ -144,7 +149,7 @@ class PairRig:
         self._stack.callback(self.traffic.close)
         listen = free_ports(2)
         self.config = PairConfig(
-            name="rig", app=app, profile=profile, app_args=app_args or APP_ARGS.get(app, {}),
+            name="rig", app=app, profile=profile, app_args=app_args or APP_ARGS.get(app, {}), quarantine_dir=quarantine_dir,
             bounds=Bounds(**{"unsafe_no_egress_lease": True, "arena_bytes": 8 << 20, "message_bytes_max": 128 << 20, **bounds}),
             nodes={name: NodeConfig(ports=[hub.endpoint_spec(i, by_path=True) for hub in self.hubs], address=f"127.0.0.1:{listen[i - 1]}")
                    for i, name in enumerate("ab", 1)})

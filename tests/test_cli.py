@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ["", "demo", "run", "status", "failover", "receipts", "config", "config check", "config example", "key", "doctor",
             "testbed", "testbed up", "testbed down", "testbed clean", "testbed run", "version"]
 RECEIPT_KEYS = {"term", "node", "reason", "proof", "exact", "committed_epoch", "uncommitted", "replayed", "reemitted", "suppressed",
-                "doubled", "active_missed", "tap_missed", "steps_us"}
+                "doubled", "active_missed", "tap_missed", "quarantined", "steps_us"}
 
 
 def command(*args: str) -> list[str]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
+import sys
 import time
 import traceback
 
@@ -28,8 +30,10 @@ from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
-from nfckpt.node.app import AppContext, declare, load_app
+from nfckpt.node.app import App, AppContext, declare, load_app
 from nfckpt.node.shell import MS, Shell, Stopped
+from nfckpt.node.suspects import Suspects
+from nfckpt.observe.quarantine import Quarantine
 from nfckpt.observe.receipt import Receipt
 from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
@@ -97,22 +101,53 @@ class Leader(Shell):
             gc.disable()
         agent.hook = self._hook
         self.takeover = None
+        if takeover is not None and tap is not None and not takeover.handover and arena.undoable:
+            self.suspects = Suspects(agent, tap, b, takeover.marks.get("fence", live_ns))
+            self.suspects.enter()
         try:
-            if isinstance(app, PollingFunction):
-                app.run(agent, ctx)
-                if agent.running:
-                    raise Stopped(8, f"{self.config.app}.run returned while agent.running was True")
-            else:
-                self._loop(app, agent, ctx)
-        except Stopped:
-            raise
-        except Exception as e:
-            if isinstance(e, NfckptError) and not isinstance(e, StateError):
-                raise
-            traceback.print_exc()
-            raise Stopped(8, f"{type(e).__name__} on the packet thread: {e}") from None
+            while agent.running:
+                try:
+                    self._run_app(app, agent)
+                except Exception as e:
+                    if isinstance(e, Stopped) or (isinstance(e, NfckptError) and not isinstance(e, StateError)):
+                        raise
+                    app = self._survive(e, agent, term)
         finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             self.listener.close()
+
+    def _run_app(self, app: App, agent: Agent) -> None:
+        if isinstance(app, PollingFunction):
+            app.run(agent, self.ctx)
+            if agent.running:
+                raise Stopped(8, f"{self.config.app}.run returned while agent.running was True")
+        else:
+            self._loop(app, agent, self.ctx)
+
+    def _survive(self, e: Exception, agent: Agent, term: int) -> App:
+        """The app raised. Over a suspect of the replay: undo, quarantine it, go on with a fresh app. Else fail-stop."""
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, end="")
+        suspects, now = self.suspects, time.monotonic_ns()
+        if suspects is None or suspects.in_hand is None or suspects.quarantined >= self.bounds.quarantine_frames_max:
+            raise Stopped(8, f"{type(e).__name__} on the packet thread: {e}") from None
+        port, key, frame = suspects.undo(now)
+        self.quarantined = suspects.quarantined
+        app = load_app(self.config)
+        agent.arena.forget_regions()
+        self.state, parking = declare(self.config, app, agent.arena, self.secrets.table)
+        agent.start_over(parking)
+        self.ctx = AppContext(agent, self.clock)        # what a thread of the old app still hands over is nobody's
+        self.ctx.tick(now)
+        for to, own in app.announce(self.ctx):
+            agent.emit(to, own)
+        quarantine = Quarantine(self.config.quarantine_dir, self.bounds.quarantine_bytes_max)
+        path = quarantine.add(f"{self.config.name}-{self.node}-t{term}-{self.quarantined}", frame,
+                              f"port {port}\nkey {key:016x}\nterm {term}\napp {self.config.app}\n\n{text}")
+        self._report("quarantined", {"term": term, "port": port, "bytes": len(frame), "key": f"{key:016x}", "pcap": path,
+                                     "error": f"{type(e).__name__}: {e}"[:1000], **({"unwritten": quarantine.said} if quarantine.said else {})})
+        suspects.boundary()
+        return app
 
     def _drain(self, standby: Standby) -> None:
         """What the channel still holds whole belongs to the state."""
@@ -131,7 +166,7 @@ class Leader(Shell):
         assert isinstance(self.core, Active)
         path = self.core.path
         while agent.running:
-            if isinstance(app, NativeFunction) and not self.outbox and (path.attached or not path.holding):
+            if isinstance(app, NativeFunction) and self.suspects is None and not self.outbox and (path.attached or not path.holding):
                 until = min(self._slow_ns, time.monotonic_ns() + next_tick - ctx.now_ns) if tick_ns else self._slow_ns
                 path.leave_until_ns = self.core.leave_until_ns
                 path.run(app, burst, size, until, self.patience)
@@ -142,7 +177,7 @@ class Leader(Shell):
                 else:
                     app.on_burst(burst, ctx)
                 agent.finish(burst)
-            if tick_ns and ctx.now_ns >= next_tick:
+            if tick_ns and ctx.now_ns >= next_tick and self.suspects is None:
                 next_tick = ctx.now_ns + tick_ns
                 app.on_tick(ctx)
 
@@ -151,6 +186,8 @@ class Leader(Shell):
         now = time.monotonic_ns()
         core, agent = self.core, self.agent
         assert isinstance(core, Active)
+        if self.suspects is not None:
+            self.suspects.accept()
         t = self.transport
         acks = core.path.take_acks(now) if core.path.attached else -1
         busy = acks > 0
@@ -179,6 +216,10 @@ class Leader(Shell):
         while self.ctx.soon:
             self.ctx.soon.popleft()()
         self.ctx.tick(now)
+        if self.suspects is not None:
+            self.suspects.boundary()
+            if self.suspects.over:
+                self.suspects = None
         if core.path.staging.count or self.outbox:
             self._push(now)
         quiet = core.path.poll(now)
@@ -197,12 +238,18 @@ class Leader(Shell):
             self._idle(now, self.listener.fileno())
         return quiet
 
+    suspects: Suspects | None = None        # while the replay runs frames that the old active may have died of
+    quarantined = 0
+    _alive_ns = 0
     _handed = 0
     _refused = _refused_ns = 0      # handshakes that failed, as far as reported, and when the next report may be
 
     def _slow(self, core: Active, now: int) -> None:
         """About once a millisecond: everything that is not a packet's or an epoch's business."""
         self._slow_ns = now + MS
+        if now >= self._alive_ns:           # the kernel's default for this timer ends the process, whatever code it is in
+            self._alive_ns = now + 500 * MS
+            signal.setitimer(signal.ITIMER_VIRTUAL, self.bounds.loop_ms_max / 1000)
         for message in self._heard():
             if isinstance(message, keeper.WitnessSaid):
                 self._perform(core.on_witness(now, message.answer))
@@ -228,7 +275,7 @@ class Leader(Shell):
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room
-        if self.transport is None and (fresh := self.listener.poll()) is not None:
+        if self.transport is None and self.suspects is None and (fresh := self.listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)
             else:
@@ -263,7 +310,7 @@ class Leader(Shell):
     def _finish_receipt(self, tap: Tap) -> None:
         assert self.receipt is not None
         now, before = tap.counters(), self.receipt.pop("before")
-        receipt = Receipt(**self.receipt, suppressed=now["credited"] - before["credited"],
+        receipt = Receipt(**self.receipt, quarantined=self.quarantined, suppressed=now["credited"] - before["credited"],
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None
         self._report("receipt", msgspec.to_builtins(receipt))

@@ -124,6 +124,7 @@ class Node(Follower, Leader):
                     "commits": path.commits, "commit_us_mean": round(path.hold_ns_sum / path.commits / 1000, 1) if path.commits else 0,
                     "aborts": core.engine.aborts, "outputs_held": gate.held_frames, "gate_refused": gate.refused_full,
                     "inputs_uncommitted": path.peer_inputs, "tap_gap": core.peer_gap, "agent": core.agent.counters(),
+                    "quarantined": self.quarantined,
                     "syncing": core.syncing, "sync_page": path.sync.next, "sync_pages_sent": path.sync.sent, "staging_full": path.staging_full,
                     "hold_us": round(engine.hold.ns / 1000, 1), "hold_policy": self.bounds.hold_policy,
                     "hold_binds": engine.hold.binds, "hold_cpu_percent": engine.hold.cpu_percent, "epochs_closed": engine.closed,

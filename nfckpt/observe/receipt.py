@@ -32,5 +32,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Frames the old active's ring dropped; nobody answers for them."""
     tap_missed: int
     """Frames an epoch named that this tap never saw."""
+    quarantined: int = 0
+    """Inputs of the replay that the app did not survive: taken out, undone, written down."""
     steps_us: dict[str, int]
     """notice, claim, fence, settle, apply, live: each step's length; total: until the first frame could leave."""

@@ -78,8 +78,9 @@ def receipts_table(receipts: list[dict[str, Any]]) -> Table:
         missed = r["active_missed"] + r["tap_missed"]
         bad = r["doubled"] or missed or not r["exact"]
         steps = ", ".join(f"{name} {t:.1f}" for name, t in ms.items() if name != "total" and t >= 0.5)
+        quarantined = f"{r['quarantined']} quarantined, " if r.get("quarantined") else ""
         counts = (f"{ms.get('total', 0):.1f} ms{f' ({steps})' if steps else ''}: {r['replayed']} replayed, {r['reemitted']} emitted again, "
-                  f"{r['doubled']} doubled, {missed} missed, {'exact' if r['exact'] else 'NOT exact'}")
+                  f"{r['doubled']} doubled, {missed} missed, {quarantined}{'exact' if r['exact'] else 'NOT exact'}")
         table.add_row(Text(f"term {r['term']}", "bold"), Text(r["node"], "bold"),
                       Text.assemble((counts, "yellow" if bad else ""), "\n", (r["reason"], "dim")))
     return table

@@ -148,5 +148,5 @@ def decode_control(payload: memoryview) -> Control:
         raise PeerError(f"control message of {len(payload)} bytes")
     try:
         return _decoder.decode(payload)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:         # the latter for text that is no UTF-8
         raise PeerError(f"control message: {e}") from None

@@ -19,7 +19,15 @@ cdef struct AgentCounters:
     uint64_t made               # frames the app made itself (timers, ARP)
     uint64_t refused_full       # sends refused because the gate was full
     uint64_t refused_parking
+    uint64_t quarantined        # frames dropped because one like it was quarantined
     uint64_t backpressure       # polls answered "no packets" because gate or names were full
+
+cdef enum:
+    POISONS_MAX = 64
+
+cdef struct Poison:
+    uint64_t key
+    uint64_t until_ns           # CLOCK_MONOTONIC
 
 cdef class Agent:
     cdef PortSet _ports
@@ -38,11 +46,15 @@ cdef class Agent:
     cdef public uint64_t epoch          # the open epoch
     cdef public uint32_t ports_empty    # bit per port found empty since the last capture
     cdef readonly uint32_t in_flight    # frames owned by the app
+    cdef public int frames_max          # the most that one rx_burst gives
+    cdef Poison poisons[POISONS_MAX]
+    cdef readonly int n_poisons
     cdef AgentCounters c
     cdef uint64_t secret[4]
     cdef int _turn
     cdef int receive(self, Burst b, int max_frames, uint64_t now) noexcept nogil
     cdef int read(self, Burst b, int max_frames, uint64_t now) noexcept nogil
+    cdef void sift(self, Burst b, uint64_t now) noexcept nogil
     cdef int send(self, Burst b) noexcept nogil
     cdef int let_go(self, Burst b) noexcept nogil
     cdef int complete(self, Burst b) noexcept nogil

@@ -55,6 +55,7 @@ cdef class Agent:
         self.names = Names(names_max)
         self.parking = parking
         self.running = True
+        self.frames_max = BURST_MAX
         self.epoch = 1
         self.hook = None
 
@@ -79,8 +80,8 @@ cdef class Agent:
         cdef int n, i
         if not self.running or self.paused:
             return 0
-        if max_frames > BURST_MAX:
-            max_frames = BURST_MAX
+        if max_frames > self.frames_max:
+            max_frames = self.frames_max
         if (self.names.n + max_frames > self.names.capacity
                 or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):
             self.c.backpressure += 1
@@ -120,7 +121,45 @@ cdef class Agent:
                 self.names.key[self.names.n] = b.key[i]
                 self.names.port[self.names.n] = b.port[i]
                 self.names.n += 1
+        if self.n_poisons:
+            self.sift(b, now)
         return b.n
+
+    # ── poison: frames that the app does not survive ─────────────────────────────────────────────
+
+    cdef void sift(self, Burst b, uint64_t now) noexcept nogil:
+        """Take quarantined frames out of `b`. They are consumed: named before, and counted."""
+        cdef int i, k, n = 0
+        cdef uint64_t key
+        for i in range(b.n):
+            key = nf_frame_key(self.secret, b.port[i], b.data(i), b.length[i])
+            for k in range(self.n_poisons):
+                if self.poisons[k].key == key:
+                    break
+            else:
+                b.off[n], b.length[n], b.port[n], b.ts[n], b.key[n] = b.off[i], b.length[i], b.port[i], b.ts[i], b.key[i]
+                n += 1
+                continue
+            self.c.quarantined += 1
+        b.n = n
+        k = 0
+        while k < self.n_poisons:
+            if self.poisons[k].until_ns <= now:
+                self.n_poisons -= 1
+                self.poisons[k] = self.poisons[self.n_poisons]
+            else:
+                k += 1
+
+    def quarantine(self, uint64_t key, uint64_t until_ns):
+        """Drop frames with this key until then. Raises StateError when 64 are remembered already."""
+        if self.n_poisons == POISONS_MAX:
+            raise StateError(f"{POISONS_MAX} frames are quarantined already")
+        self.poisons[self.n_poisons].key, self.poisons[self.n_poisons].until_ns = key, until_ns
+        self.n_poisons += 1
+
+    def start_over(self, Parking parking):
+        """Another app takes the place of one that failed, over the same arena: frames that the old one had are nobody's."""
+        self.parking, self.in_flight = parking, 0
 
     def tx_burst(self, Burst burst not None):
         """Frames with verdict SEND go into the gate, those with DROP are dropped; both become DONE. Returns how many were

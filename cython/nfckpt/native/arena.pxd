@@ -5,7 +5,7 @@ Use from your own package:  from nfckpt.native.arena cimport Arena
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nfckpt.native cimport tracker
-from nfckpt.native.tracker cimport ALL_LINES, Marks, Watch, mark_page
+from nfckpt.native.tracker cimport ALL_LINES, Marks, Undo, Watch, mark_page, save_before
 
 cdef extern from *:
     """
@@ -32,6 +32,7 @@ cdef class Arena:
     cdef readonly int fd            # the memfd
     cdef readonly uint32_t n_pages
     cdef Marks marks            # what was written since the last drain
+    cdef Undo _undo
     cdef Watch* watches         # one for each region whose tracker is mmu or compare
     cdef uint32_t n_watches
     cdef uint64_t _look_ns      # when written() may look at them again
@@ -50,6 +51,7 @@ cdef class Arena:
         if line == last:
             lines = <uint64_t>1 << (line & 63)
             if not self.marks.bits[line >> 6] & lines:
+                save_before(&self.marks, line >> 6)
                 self.marks.bits[line >> 6] |= lines
                 self.marks.log[self.marks.n] = <uint32_t>line
                 self.marks.n += 1

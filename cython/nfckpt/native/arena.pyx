@@ -31,11 +31,12 @@ from libc.errno cimport EFAULT, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
+from posix.unistd cimport close, getpid
 
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.compare cimport compare_open
 from nfckpt.native.mmu cimport mmu_open
-from nfckpt.native.tracker cimport LINES
+from nfckpt.native.tracker cimport LINES, Undo
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -68,7 +69,7 @@ cdef class Arena:
     def __cinit__(self, nbytes=0, *, int fd=-1):
         cdef void* p
         self.fd = fd
-        self._pid = os.getpid()
+        self._pid = getpid()
         if fd < 0:
             if nbytes <= 0 or nbytes > (1 << 38):
                 raise ConfigError(f"arena of {nbytes} bytes", "arena_bytes must lie between 4096 and 2**38: records number its 64-byte lines in 32 bits")
@@ -103,17 +104,19 @@ cdef class Arena:
         self._sealed = False
         self._map = None
 
-    def __dealloc__(self):
+    def __dealloc__(self):      # no Python: at the end of the interpreter modules are gone
         cdef uint32_t i
         for i in range(self.n_watches):
             self.watches[i].close(&self.watches[i])
-        if self.base != NULL and os.getpid() == self._pid:      # in a forked child something else may lie there
+        if self.base != NULL and getpid() == self._pid:      # in a forked child something else may lie there
             munmap(self.base, self.size)
         free(self.watches)
+        free(self._undo.page)
+        free(self._undo.saved)
         unmap(self.marks.bits, <uint64_t>self.n_pages * 8)
         unmap(self.marks.log, <uint64_t>self.n_pages * LINES * 4)
         if self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
 
     cpdef uint64_t region(self, str name, uint64_t nbytes, str kind="bytes", str params="", str tracker="barrier",
                           fallback="compare") except? 0:
@@ -180,6 +183,16 @@ cdef class Arena:
         """No region can be declared any more, and nobody can map the memfd for writing or cut it any more. Idempotent."""
         self._sealed = True
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+    def forget_regions(self):
+        """As before the first region(), with all that is stored: a fresh app declares its state again, over it.
+
+        Raises StateError where a region has a tracker of its own."""
+        if self.n_watches:
+            raise StateError("a region with an mmu or compare tracker is watched for as long as its arena lives")
+        self._names.clear()
+        self._trackers.clear()
+        self._top, self._sealed = PAGE, False
 
     @property
     def regions(self):
@@ -305,9 +318,53 @@ cdef class Arena:
         self.collect()
         self.clear_dirty()
 
+    # ── undo ─────────────────────────────────────────────────────────────────────────────────────
+
+    def begin_undo(self):
+        """From now on `undo` leads back to this instant. Drops all marks; costs a page's copy at the first write to each page.
+
+        Raises StateError where a region's tracker finds a write only after it was made: see `undoable`."""
+        if not self.undoable:
+            raise StateError("writes of a region with an mmu or compare tracker cannot be undone", "see Arena.undoable")
+        self.clear_dirty()
+        self._undo.save, self._undo.base, self._undo.n = save_page, self.base, 0
+        self.marks.undo = &self._undo
+
+    def undo(self):
+        """Back to `begin_undo`, which stays the instant to go back to. Raises StateError when there was none."""
+        if self.marks.undo == NULL:
+            raise StateError("nothing was saved to go back to", "begin_undo() first")
+        while self._undo.n:         # youngest first: a page whose marks were taken since was saved again
+            self._undo.n -= 1
+            memcpy(self.base + <uint64_t>self._undo.page[self._undo.n] * PAGE, self._undo.saved + self._undo.n * PAGE, PAGE)
+        self.clear_dirty()
+
+    def end_undo(self):
+        """What was written stays. Idempotent."""
+        free(self._undo.page)
+        free(self._undo.saved)
+        memset(&self._undo, 0, sizeof(Undo))
+        self.marks.undo = NULL
+
+    @property
+    def undoable(self):
+        """Does every structure mark before it writes?"""
+        return self.n_watches == 0
+
 
 TRACKERS = ("barrier", "mmu", "compare")
 F_SEAL_FUTURE_WRITE = 0x10      # linux/fcntl.h; not in Python's fcntl before 3.13
+
+
+cdef void save_page(Undo* u, uint64_t page) noexcept nogil:
+    if u.n == u.room:
+        u.room = 2 * u.room + 16
+        u.page = <uint32_t*>realloc(u.page, u.room * 4)
+        u.saved = <uint8_t*>realloc(u.saved, u.room * PAGE)
+        CHECK(u.page != NULL and u.saved != NULL)       # no memory to undo with: the node stops, as it would for the exception
+    u.page[u.n] = <uint32_t>page
+    memcpy(u.saved + u.n * PAGE, u.base + page * PAGE, PAGE)
+    u.n += 1
 
 
 cdef void* zeros(uint64_t nbytes) noexcept nogil:

@@ -93,6 +93,29 @@ cdef class Gate:
         self.tail += 1
         return True
 
+    def keep_back(self, bint on):
+        """From now on frames are held here, and not staged in their ports' rings: there nobody can take them back. Ends with False."""
+        cdef int p
+        for p in range(self._ports.n):
+            self._behind[p] += 1 if on else -1
+
+    def retract(self, uint64_t seq):
+        """Forget the frames from number `seq` on, as if they had never been held. Raises StateError when one of them left, or was
+        held while `keep_back` was off."""
+        cdef uint64_t number
+        cdef Held* h
+        if not self.head <= seq <= self.tail or seq < self.captured:
+            raise StateError(f"frames from {seq} on are not all held: {max(self.head, self.captured)} to {self.tail}")
+        for number in range(seq, self.tail):
+            if self.held[<uint32_t>number & self.mask].staged:
+                raise StateError(f"frame {number} is staged in its port's ring", "keep_back(True) before it is held")
+        for number in range(seq, self.tail):
+            h = &self.held[<uint32_t>number & self.mask]
+            self._behind[h.port] -= 1
+            self.uncaptured_bytes -= (h.length + 7) & ~7
+        self.tail = seq
+        self.buf_tail = self.held[<uint32_t>(seq - 1) & self.mask].end if seq > self.head else self.buf_head
+
     def release(self):
         """Hand every frame whose epoch is committed to its port. Returns how many. A port that is full is retried
         at the next call; frames that a port refuses for good are counted in `refused_port`."""

@@ -161,7 +161,7 @@ def probe():
         os.close(fd)
     memset(&w, 0, sizeof(w))
     w.base, w.n_pages = &memory[0], 16
-    m.bits, m.log = bits, log
+    m.bits, m.log, m.undo = bits, log, NULL
     memory[0] = 1               # one page that is there already
     _open(&w)
     try:

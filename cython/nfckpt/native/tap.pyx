@@ -350,6 +350,15 @@ cdef class Tap:
     def expect_frame(self, uint64_t seq, int port, bytes frame, uint64_t now):
         return bool(self.expect(seq, port, <const uint8_t*>frame, len(frame), now))
 
+    def oldest_input(self):
+        """(port, ts, key, bytes) of the frame that is replayed next, or None."""
+        cdef uint32_t i = self.inputs.oldest()
+        cdef Entry* e
+        if i == NO_ENTRY:
+            return None
+        e = &self.inputs.entries[i]
+        return e.port, e.ts, e.key, (<const uint8_t*>self.inputs.buf + e.off)[:e.length]
+
     def replay(self, Burst burst not None, int max_frames=32):
         """Python side of `take`."""
         return self.take(burst, max_frames)

@@ -6,6 +6,8 @@
 
 All three end in the same marks, so a capture has one path: before it, collect() of each Watch turns what was written since
 the last one into marks. A bit says that a line is in the log already; so everything costs what was written, never the arena.
+
+Undo        a page is saved when the first of its lines is logged: barrier only, the others find a write after it was made.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -15,18 +17,32 @@ cdef enum:
     LINES = 64                  # of a page: one bit each of one word
     ALL_LINES = 0xffffffffffffffff
 
+cdef struct Undo:               # pages as they were before they were written
+    void (*save)(Undo*, uint64_t page) noexcept nogil
+    uint8_t* base
+    uint32_t* page              # numbers and bytes of the n saved pages, oldest first; there is room for so many
+    uint8_t* saved
+    uint64_t n, room
+
 cdef struct Marks:
     uint64_t* bits              # one word a page, one bit a line: written since the last drain
     uint32_t* log               # these lines, in order of first write
     uint64_t n
+    Undo* undo                  # NULL unless the writes are to be undoable
 
 cdef extern from *:
     int __builtin_ctzll(uint64_t) noexcept nogil
+
+cdef inline void save_before(Marks* m, uint64_t page) noexcept nogil:
+    """A line of this page is about to be logged."""
+    if m.undo != NULL and m.bits[page] == 0:
+        m.undo.save(m.undo, page)
 
 cdef inline void mark_page(Marks* m, uint64_t page, uint64_t lines) noexcept nogil:
     """These of a page's lines were written, or are about to be."""
     cdef uint32_t first = <uint32_t>(page * LINES), k
     cdef uint64_t new = lines & ~m.bits[page]
+    save_before(m, page)
     m.bits[page] |= new
     if new == ALL_LINES:
         for k in range(LINES):
