@@ -20,9 +20,7 @@ from nfckpt.sim.faults import Faults, schedule
 from nfckpt.sim.ledger import Ledger
 from nfckpt.sim.toy import Explain, Toy
 from nfckpt.sim.world import SimViolation, World
-
-OPEN = {280, 348}           # a second death while the first is being answered for: SPECIFICATION.md, "Open"
-
+from tests.mutants import OPEN
 
 @pytest.mark.timeout(600)
 def test_no_promise_is_broken_and_everything_is_reached() -> None:
