@@ -22,6 +22,7 @@ from nfckpt.sim.toy import Explain, Toy
 from nfckpt.sim.world import SimViolation, World
 from tests.mutants import OPEN
 
+
 @pytest.mark.timeout(600)
 def test_no_promise_is_broken_and_everything_is_reached() -> None:
     """Strict: a seed that is mended must leave OPEN."""
