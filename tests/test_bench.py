@@ -152,17 +152,19 @@ def test_parked_frames_outlive_the_node() -> None:
         assert numbers(bench.receive(1)) == list(range(40))
 
 
-def test_a_frame_that_always_raises_stops_both_and_the_pair_starts_blank(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_frame_that_always_raises_is_quarantined_and_service_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
+    """It ends the active; the second time, in the replay, it is undone, set aside and passed over: nothing else is lost."""
     with Bench("bench_apps:Poison") as bench:
         bench.send(0, frames(10))
         assert numbers(bench.receive(1)) == list(range(10))
         bench.send(0, frames(1, b"poison"))
-        bench.pair.wait_protected(term=3)
-        assert bench.counts == {"seen": {"left": 0, "right": 0}}
+        bench.pair.wait_protected(term=2)
+        assert bench.counts == {"seen": {"left": 10, "right": 0}}
+        assert bench.pair.status()[bench.pair.active]["quarantined"] == 1
         bench.send(0, frames(5))
         assert numbers(bench.receive(1)) == list(range(5)) and bench.receive(0) == []
-        assert bench.counts == {"seen": {"left": 5, "right": 0}}         # and not what the last one emitted
-    assert capfd.readouterr().err.count("ValueError: cannot digest this") == 2
+        assert bench.counts == {"seen": {"left": 15, "right": 0}}        # and not what the poisoned burst emitted
+    assert capfd.readouterr().err.count("ValueError: cannot digest this") >= 1
 
 
 def test_frames_without_a_verdict_are_dropped_and_counted() -> None:
