@@ -344,6 +344,7 @@ TWO_RAYLETS = """
 import os, time
 from nfckpt.deploy import ray_env
 os.environ.update(ray_env.LOCAL | ray_env.PROXY)
+os.environ["RAY_TMPDIR"] = "/run"             # Ray notes its address there, and makes no folder for it
 from ray.cluster_utils import Cluster
 from nfckpt.deploy.ray_pair import RayPair
 from tests.test_ray import Log, Segment, eventually
