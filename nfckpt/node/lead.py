@@ -102,7 +102,7 @@ class Leader(Shell):
         agent.hook = self._hook
         self.takeover = None
         if takeover is not None and tap is not None and not takeover.handover and arena.undoable:
-            self.suspects = Suspects(agent, tap, b, takeover.marks.get("fence", live_ns))
+            self.suspects = Suspects(agent, tap, b, takeover.started_ns)       # it was gone then: what came later it never read
             self.suspects.enter()
         try:
             while agent.running:

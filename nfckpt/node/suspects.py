@@ -44,6 +44,7 @@ class Suspects:
     def __init__(self, agent: Agent, tap: Tap, bounds: Bounds, until_ns: int) -> None:
         self.agent, self.tap, self.bounds, self.until_ns = agent, tap, bounds, until_ns
         self.over = True
+        self._left = bounds.burst_frames_max        # the oldest so many are handled with care: each costs as much as a whole burst
         self.quarantined = 0
         self._current: tuple[int, int, int, bytes] | None = None       # port, ts, key, frame: next, or in the app's hands
         self._handed = 0
@@ -81,9 +82,10 @@ class Suspects:
             return
         self._polls_held = 0
         self._current = self.tap.oldest_input()
-        if self._current is None or self._current[1] > self.until_ns:
+        if self._current is None or self._current[1] > self.until_ns or self._left == 0:
             self.leave()
             return
+        self._left -= 1
         self._handed = self.agent.handed_out
         self._gate_seq = self.agent.gate.tail
         self.agent.arena.begin_undo()
