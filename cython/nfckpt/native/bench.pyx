@@ -336,7 +336,12 @@ def delays(ActivePath path not None, NativeFunction app not None, Burst burst no
         for k in range(out.shape[0]):
             now = monotonic_ns()
             burst.clear()
-            if agent.receive(burst, frames, now) != frames or app.on_burst(burst, now) or agent.complete(burst) != frames:
+            if agent.receive(burst, frames, now) != frames:
+                late = True
+                break
+            if path.holding:                # as ActivePath.run does
+                path.writer.ask(agent.arena, path.engine.epoch)
+            if app.on_burst(burst, now) or agent.complete(burst) != frames:
                 late = True
                 break
             began = monotonic_ns()
