@@ -305,6 +305,7 @@ def timed_capture(EpochWriter writer not None, Arena arena not None, Gate gate n
     memset(&want, 0, sizeof(want))
     want.session, want.term, want.epoch = 1, 1, epoch
     with nogil:
+        writer.ask(arena, epoch)            # as ActivePath.run does, before the app works
         began = monotonic_ns()
         n = writer.measure(arena, gate, names, epoch, none, False)
         writer.capture(arena, gate, names, &want, none, &into[0])
