@@ -15,6 +15,7 @@ Death       of the serving node's machine, the same for all: its lan, wan and re
 Figures     outage_ms       as Workload counts it, a kill each            udp_lost     frames of both directions, of udp_sent
             tcp_broken      of the long connections                       new_failed   of those opened meanwhile, of new_opened
             false_takeovers elections that no death asked for             ratio        median outage ÷ that of arm host, of arm hosts
+            inexact         takeovers whose receipt says that frames may be missing: the standby's ring overflowed
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class Arm(Protocol):
     def active(self) -> str: ...
     @property
     def false_takeovers(self) -> int: ...
+    @property
+    def inexact(self) -> int: ...           # takeovers that by their own receipt may have lost something
     def wait_protected(self) -> str: ...
     def kill(self) -> tuple[str, int]: ...
     def revive(self, node: str) -> None: ...
@@ -75,14 +78,21 @@ class MachinePair(LocalPair):
     """nfckpt, its nodes mortal as machines are: links and processes go at once, and the witness is not told."""
 
     def __init__(self, bed: Testbed, profile: str) -> None:
-        super().__init__(pair_config(bed, profile, APP))
-        self.bed, self.kills = bed, 0
+        super().__init__(pair_config(bed, profile, APP), on_event=self._note)
+        self.bed, self.kills, self.inexact = bed, 0, 0
         self.dead: set[str] = set()
 
     def _ask(self, question: Question) -> Answer:
         if question.node in self.dead:
             raise MachineError(f"{question.node} has no way to the witness")
         return super()._ask(question)
+
+    def __enter__(self) -> MachinePair:
+        self.start()
+        return self
+
+    def _note(self, name: str, _: int, fields: dict[str, Any]) -> None:
+        self.inexact += name == "receipt" and not fields["exact"]
 
     def wait_protected(self, timeout_s: float = PROTECTED_S_MAX, term: int = 0) -> str:
         """Until both nodes say so themselves. Returns the active's name."""
@@ -136,14 +146,14 @@ def measure(make: Callable[[Testbed, Path], AbstractContextManager[Arm]], kills:
         arm.wait_protected()
         time.sleep(RUN_S)
         result = work.stop()
-        false_takeovers = arm.false_takeovers
+        false_takeovers, inexact = arm.false_takeovers, arm.inexact
     udp, tcp = (result["udp"], result["udp_reverse"]), result["tcp"]
     return {
         "valid": result["valid"], "kills": kills, "outage_ms": result["outage_ms"],
         "udp_sent": sum(way["sent"] for way in udp), "udp_lost": sum(way["lost"] for way in udp), "udp_doubled": sum(way["duplicated"] for way in udp),
         "tcp_long": load.tcp_connections, "tcp_broken": tcp["long_broken"],
         "new_opened": tcp["connections"] - load.tcp_connections, "new_failed": tcp["failed"] + tcp["reset"] - tcp["long_broken"],
-        "false_takeovers": false_takeovers,
+        "false_takeovers": false_takeovers, "inexact": inexact,
     }
 
 
@@ -176,7 +186,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         ratios = [f"{row['ratio'][profile]:,.1f}" if profile in row["ratio"] else "-" for profile in OURS]
         lines.append(f"{name:9}{outages:>34}{row['udp_lost']:>8,} of {row['udp_sent']:>6,}{row['tcp_broken']:>5} of {row['tcp_long']:>3}"
                      f"{row['new_failed']:>5} of {row['new_opened']:>3}{row['false_takeovers']:>7}{ratios[0]:>9}{ratios[1]:>9}"
-                     + ("" if row["valid"] else "   invalid: a sink dropped frames"))
+                     + ("" if row["valid"] else "   invalid: a sink dropped frames")
+                     + (f"   {row['inexact']} inexact, by their receipts" if row["inexact"] else ""))
     return "\n".join(lines)
 
 
