@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from nfckpt.apps.nat import Nat
@@ -15,7 +16,9 @@ from nfckpt.config import Bounds, NodeConfig, PairConfig, check
 from nfckpt.deploy.local import LocalPair
 from nfckpt.errors import ConfigError
 from nfckpt.node.announcer import MS, Announcer
+from nfckpt.packet import build
 from nfckpt.testbed import netns
+from nfckpt.testbed.bench import Bench
 from nfckpt.testbed.demo import Demo, TestbedStage, pair_config
 from nfckpt.testbed.topology import Testbed, clean, leftovers
 from nfckpt.testbed.traffic import Load
@@ -78,9 +81,19 @@ def test_an_app_that_announces_nothing_sends_nothing() -> None:
     Announcer(Bounds(), ()).tick(1 << 62, lambda *_: pytest.fail("emitted"))
 
 
+def test_each_active_repeats_its_announcement() -> None:
+    mine = build.gratuitous_arp(INSIDE_MAC, "10.0.0.1")
+    bounds = Bounds(announce_repeats=2, announce_gap_ms=100, announce_refresh_s=0)
+    with Bench("nfckpt.apps.nat:Nat", bounds=bounds, inside_ip="10.0.0.1", outside_ips=["198.51.100.1"]) as bench:
+        for _ in range(2):
+            assert sum(frame.startswith(mine) for frame in bench.receive(0, quiet_s=2.0)) == 3
+            bench.kill()
+            bench.wait_protected()
+
+
 @pytest.mark.parametrize(("key", "value"), [("announce_repeats", 101), ("announce_gap_ms", 9), ("announce_refresh_s", -1)])
 def test_bounds_that_cannot_be(key: str, value: int) -> None:
-    pair = PairConfig(name="x", app="a:B", nodes={n: NodeConfig(ports=["afpacket:lan"]) for n in "ab"}, bounds=Bounds(**{key: value}))
+    pair = PairConfig(name="x", app="a:B", nodes={n: NodeConfig(ports=["afpacket:lan"]) for n in "ab"}, bounds=msgspec.structs.replace(Bounds(), **{key: value}))
     with pytest.raises(ConfigError, match=key):
         check(pair)
 
