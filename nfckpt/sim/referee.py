@@ -146,12 +146,18 @@ class Referee:
     def _permitted(self, node: SimShell, active: Active) -> bool:
         """Nobody else may emit: struck out, proven dead, or this is a takeover by the standing grant that is being reported."""
         w, v = self.world, self.world.witness
-        if (v.holder, v.term) == (node.node, active.term):
+        if w.witness.former == node.node and not w.hosts and not self._claimant_lives():
+            return True                                 # it claimed our term and is dead: we have not heard of the claim
+        if v.holder == node.node and active.term in (v.term, w.witness.back):
             other = w.lives.get(v.standby)
             core = None if other is None or not other.alive else other.core
             return v.standby == "" or (not w.hosts and not (isinstance(core, Standby) and core.may_claim))
         # our `took` is on its way (kept in order by the keeper), and the old holder is dead or gave the term away
         return v.term == active.term - 1 and v.standby == node.node
+
+    def _claimant_lives(self) -> bool:
+        w = self.world
+        return any(n.alive and n.takeover is not None for n in w.lives.values())
 
     def clock(self, node: SimShell, now_ns: int) -> None:
         if node is self.ledger.lead and now_ns < self.clock_ns:
