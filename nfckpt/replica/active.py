@@ -191,9 +191,9 @@ class Active:
         return [Send(kinds.CONTROL, encode_control(welcome)), Event("protecting", {"peer": hello.node})]
 
     def _still_leaving(self) -> bool:
-        """Output emitted by permission waits for room in a port."""
+        """Output emitted by permission waits for room in a port, or in its ring: it would die with us, and the state says that it left."""
         self.agent.gate.release()
-        return self.agent.gate.held_frames > 0
+        return self.agent.gate.released_through != self.agent.gate.tail
 
     def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
         """Raises PeerError for anything that does not belong here."""
