@@ -5,6 +5,7 @@ That it proves the protocol wrong when it is wrong is tests/test_mutants.py.
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from typing import Any
@@ -23,7 +24,7 @@ from nfckpt.sim.world import SimViolation, World
 
 @pytest.mark.timeout(600)
 def test_no_promise_is_broken_and_everything_is_reached() -> None:
-    report = Campaign(range(FULL)).run()
+    report = Campaign(range(FULL), jobs=len(os.sched_getaffinity(0))).run()
     assert report.violations == [] and report.missing == []
     assert report.total["kills of a protected active at work"] > FULL // 3
     assert report.total["inputs waived"] < report.total["inputs"] // 4 and report.total["missed by the active's ring"] > 50

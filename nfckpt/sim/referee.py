@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from nfckpt.failover.takeover import Step
 from nfckpt.replica.active import Active, ActiveState
 from nfckpt.replica.standby import Standby
 from nfckpt.sim.ledger import Key, Ledger
@@ -60,12 +61,17 @@ class Referee:
     # ── protection ───────────────────────────────────────────────────────────────────────────────
 
     def protected(self) -> bool:
-        """Somebody leads, is protected, and the one who protects it is alive and recorded."""
-        w = self.world
-        lead = w.lives.get(w.witness.holder)
-        other = w.lives.get(w.witness.standby)
+        """Somebody leads, is protected, and the one who protects it is alive and recorded; or was handed the term and claimed it, and
+        does not know yet that it may take it."""
+        w, v = self.world, self.world.witness
+        names, term, states = (v.holder, v.standby), v.term, (ActiveState.ACTIVE, ActiveState.HANDED)
+        if v.former:
+            names, term, states = (v.former, v.holder), v.term - 1, (ActiveState.HANDED,)
+        lead, other = w.lives.get(names[0]), w.lives.get(names[1])
+        if other is not None and other.takeover is not None and other.takeover.step is not Step.CLAIM:
+            return False
         return (lead is not None and other is not None and lead.alive and other.alive and isinstance(lead.core, Active)
-                and lead.core.state in (ActiveState.ACTIVE, ActiveState.HANDED) and lead.core.term == w.witness.term
+                and lead.core.state in states and lead.core.term == term
                 and isinstance(other.core, Standby) and other.core.may_claim and other.core.term == lead.core.term)
 
     def fault(self) -> None:
