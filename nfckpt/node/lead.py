@@ -289,7 +289,7 @@ class Leader(Shell):
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
-            if now >= self.receipt_due_ns and not tap.waiting_inputs:
+            if tap.read_ns >= self.receipt_due_ns and not tap.waiting_inputs:     # a late frame of the old active is in no port's ring
                 self._finish_receipt(tap)
                 self.agent.tap = None
 
