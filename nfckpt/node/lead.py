@@ -22,6 +22,7 @@ from nfckpt.clock import PairClock
 from nfckpt.errors import NfckptError, PeerError, StateError
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native import fault
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
@@ -56,6 +57,7 @@ class Leader(Shell):
             tap = standby.tap
             self._drain(standby)
             applied_ns = time.monotonic_ns()
+            fault.hit("drained")
             self._drop_channel()
         else:
             self.arena = Arena(b.arena_bytes)
@@ -90,11 +92,14 @@ class Leader(Shell):
         for port, frame in app.announce(ctx):
             agent.emit(port, frame)
         gate.release()
+        if reemitted:
+            fault.hit("reemitted")
         live_ns = time.monotonic_ns()
         if takeover is not None and tap is not None and isinstance(standby, Standby):
             self._receipt(takeover, standby, tap, applied_ns, live_ns, reemitted)
         self.listener = Listener(self.config, self.spec, self.life_fd)
         self._report("active", {"term": term, "blank": blank})
+        fault.hit("leading")
         if takeover is None:
             self._warm()
         else:
@@ -270,7 +275,9 @@ class Leader(Shell):
             self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
         if core.handing_over:
-            self._perform(core.handed_over(now))
+            if effects := core.handed_over(now):
+                self._perform(effects)
+                fault.hit("handed_over")
         if self.transport is None and self.watch is not None and core.state.value == "solo":
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
@@ -314,3 +321,4 @@ class Leader(Shell):
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None
         self._report("receipt", msgspec.to_builtins(receipt))
+        fault.hit("receipt")

@@ -24,6 +24,7 @@ from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX
 from nfckpt.native.digest cimport nf_frame_key
+from nfckpt.native.fault cimport TAP_READ, fault
 from nfckpt.native.keyed_fifo cimport Entry, NO_ENTRY
 from nfckpt.native.port cimport Port
 from nfckpt.native.port_set cimport raise_gone
@@ -155,6 +156,8 @@ cdef class Tap:
                 through = self.read_ns      # this port still holds older frames
         self.read_ns = through
         self.c.seen += total
+        if total:
+            fault(TAP_READ)
         return total
 
     def note_drops(self, uint64_t now):
