@@ -274,10 +274,9 @@ class Leader(Shell):
                 raise Stopped(9, why)
             self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
-        if core.handing_over:
-            if effects := core.handed_over(now):
-                self._perform(effects)
-                fault.hit("handed_over")
+        if core.handing_over and (effects := core.handed_over(now)):
+            self._perform(effects)
+            fault.hit("handed_over")
         if self.transport is None and self.watch is not None and core.state.value == "solo":
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:

@@ -17,8 +17,8 @@ from typing import Any
 
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.takeover import Takeover
-from nfckpt.native.channel import Channel
 from nfckpt.native import fault
+from nfckpt.native.channel import Channel
 from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.life import LifeWatch
 from nfckpt.native.patience import Patience

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -98,7 +99,7 @@ class Emissions:
         if not len(at):
             return
         starts = np.concatenate(([0], np.flatnonzero(np.diff(who)) + 1, [len(who)]))
-        for i, j in zip(starts[:-1], starts[1:], strict=True):
+        for i, j in pairwise(starts):
             node, first, last = NODES[int(who[i])], int(at[i]), int(at[j - 1])
             if self.runs and self.runs[-1].node == node:
                 self.runs[-1].last_ns, self.runs[-1].frames = last, self.runs[-1].frames + int(j - i)

@@ -29,7 +29,17 @@ __all__ = ["Blow", "Injector"]
 
 REACHED_S_MAX = 4.0             # for a point to come
 LED_S_MAX = 10.0                # after what brings it about
-DROP = "table netdev chaos {{ chain {device} {{ type filter hook ingress device {device} priority 0; numgen random mod 100 < {percent} drop; }} }}"
+DROP = """table netdev chaos {{
+    chain lossy {{
+        type filter hook ingress device "rep" priority 0;
+        numgen random mod 100 < {percent} drop
+    }}
+}}"""
+UNDROP = "add table netdev chaos\ndelete table netdev chaos"
+
+
+class _Nobody(Exception):
+    """The victim has died by itself since the pair was last looked at."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Injector:
         do: Callable[[Strike, str, str, Callable[[int], None]], Blow] = getattr(self, "_" + s.fault.name.split("-")[0])
         try:
             return do(s, node, active, struck)
+        except _Nobody:
+            return Blow(time.monotonic_ns(), reached=False)
         finally:
             for board in self.boards.values():
                 board.disarm()
@@ -131,7 +143,10 @@ class Injector:
 
     @contextlib.contextmanager
     def _pidfd(self, node: str) -> Iterator[int]:
-        fd = os.pidfd_open(procs.owner(self.bed.ns(node), "lan"))
+        try:
+            fd = os.pidfd_open(procs.owner(self.bed.ns(node), "lan"))
+        except (MachineError, ProcessLookupError):
+            raise _Nobody from None
         try:
             yield fd
         finally:
@@ -191,6 +206,7 @@ class Injector:
             if self.hush is not None:
                 self.hush(node, True)
             t = time.monotonic_ns()
+            signal.pidfd_send_signal(fd, signal.SIGSTOP)    # links go one after the other: nothing must be done in between
             self.bed.links_down(node)
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         struck(t)
@@ -237,11 +253,11 @@ class Injector:
         namespaces = [self.bed.ns(each) for each in NODES]
         try:
             for name in namespaces:
-                _nft(name, DROP.format(device="rep", percent=s.amount))
+                _nft(name, DROP.format(percent=s.amount))
             time.sleep(s.last_s)
         finally:
             for name in namespaces:
-                _nft(name, "add table netdev chaos; delete table netdev chaos")
+                _nft(name, UNDROP)
         return Blow(t)
 
 
@@ -257,6 +273,6 @@ def _nft(namespace: str, rules: str) -> None:
     if not shutil.which("nft"):
         raise MachineError("there is no nft here", "install nftables, or leave drop-rep out of --faults")
     child: subprocess.Popen[Any] = netns.popen_in(namespace, ["nft", "-f", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    _, said = child.communicate(rules.replace("; delete", "\ndelete") + "\n")
+    _, said = child.communicate(rules + "\n")
     if child.returncode:
         raise MachineError(f"nft refused the rule that drops: {said.strip().splitlines()[0]}")

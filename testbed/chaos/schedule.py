@@ -80,6 +80,6 @@ def _strike(number: int, fault: Fault, rng: random.Random, order: random.Random,
             order.shuffle(deck)
         point = deck.pop()
         action = rng.choice(DEATHS) if deaths else "delay"
-    after = 1 if point and point.lead else rng.choice((1, 1, 2, 3, 10, 100))
+    after = 1 if point and point.lead else rng.choice((1, 1, 2, 3, 10, 30))
     amount = rng.randint(20, 150) if action == "delay" else rng.randint(1, 20)
     return Strike(number, fault, wait_s, last_s, point, action, after, amount, point.who if point else who, device, cuts)

@@ -107,7 +107,8 @@ def main() -> None:
                 sending = False
                 emit("halted", t_ns=time.monotonic_ns())
             elif command == "report":
-                deadline, seen = now + DRAIN_S_MAX, {}
+                deadline = now + DRAIN_S_MAX
+                seen: dict[str, int] = {}
                 while seen != end.count and time.monotonic() < deadline:
                     seen = dict(end.count)
                     time.sleep(QUIET_S)
