@@ -64,7 +64,8 @@ class Referee:
         """Somebody leads, is protected, and the one who protects it is alive and recorded; or was handed the term and claimed it, and
         does not know yet that it may take it."""
         w, v = self.world, self.world.witness
-        names, term, states = (v.holder, v.standby), v.term, (ActiveState.ACTIVE, ActiveState.HANDED)
+        names, term = (v.holder, v.standby), v.term
+        states: tuple[ActiveState, ...] = ActiveState.ACTIVE, ActiveState.HANDED
         if v.former:
             names, term, states = (v.former, v.holder), v.term - 1, (ActiveState.HANDED,)
         lead, other = w.lives.get(names[0]), w.lives.get(names[1])
