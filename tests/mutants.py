@@ -46,10 +46,11 @@ class Mutant:
     promise: str
     changes: tuple[Change, ...]
     by: str = "sim"             # or a test, "tests/test_x.py::test_y"
+    at: int = 0                 # a seed that is known to notice: the first one tried
 
 
-def _m(name: str, promise: str, *changes: tuple[str, str, str], by: str = "sim") -> Mutant:
-    return Mutant(name, promise, tuple(Change(*c) for c in changes), by)
+def _m(name: str, promise: str, *changes: tuple[str, str, str], by: str = "sim", at: int = 0) -> Mutant:
+    return Mutant(name, promise, tuple(Change(*c) for c in changes), by, at)
 
 
 ACTIVE, STANDBY, TAKEOVER, WITNESS = "replica/active.py", "replica/standby.py", "failover/takeover.py", "failover/witness.py"
@@ -80,7 +81,8 @@ MUTANTS = [
     _m("rule-4-outputs-are-inputs", "rule 4", (TAP, "        i = self.expected.find(key)\n        if i", "        i = NO_ENTRY\n        if i")),
     _m("rule-4-filter-ends-at-promotion", "rule 4", (TAP, "                e.mark = REEMITTED\n",
        "                self.expected.remove(<uint32_t>number & self.expected.mask)\n")),
-    _m("rule-5-missed-frames-stay", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if True:\n")),
+    _m("rule-5-missed-frames-stay", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if True:\n"),
+       (TAP, "if e.ts + self.skew_ns < self.named_ts[e.port]:\n", "if False:\n")),
     _m("rule-5-without-the-skew", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if e.ts >= self.named_ts[e.port]:\n")),
     _m("rule-6-credits-never-expire", "rule 6", (TAP, "if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:", "if True:")),
     _m("rule-6-a-gap-is-not-shown", "rule 6, I12", (TAP, "if drops != self._drops and self.buffering:", "if False:")),
@@ -136,6 +138,22 @@ MUTANTS = [
     _m("record-of-another-session", "I14", (FOLLOWS, "if r.h.session != self.session or r.h.term != self.term or self.session == 0:", "if self.session == 0:")),
     _m("stale-segment-accepted", "I14", ("native/shm_segment.pyx", 'if len(session) != 16 or memcmp(s.h.session, <const uint8_t*>session, 16) != 0:', "if False:"),
        by="tests/test_wire_shm.py::test_a_segment_left_by_a_dead_process"),
+    # planted by hand: one line each
+    _m("the-first-protected-epoch-is-let-go", "I5", (GATE, "        self.committed = epoch\n\n    def captured_all", "        self.committed = epoch + 1\n\n    def captured_all")),
+    _m("an-ack-commits-the-next-one-too", "I5, I6", (LEADS, "self.agent.gate.commit_through(ack.epoch)", "self.agent.gate.commit_through(ack.epoch + 1)")),
+    _m("outputs-that-were-seen-are-emitted-again", "I5: once", (TAP, "        if i != NO_ENTRY:\n            if self.expected.entries[i].mark == REEMITTED:",
+       "        if i != NO_ENTRY:\n            if now_or_never(ts):\n                return False\n            if self.expected.entries[i].mark == REEMITTED:"),
+       (TAP, "\ncdef class Tap:", "\ncdef inline bint now_or_never(uint64_t ts) noexcept nogil:\n    return ts % 8 == 0\n\n\ncdef class Tap:")),
+    _m("the-last-output-is-not-registered", "I7, rule 3", (EPOCH, "    for i in range(h.n_outputs):\n        oh = <OutputHead*>(r.outputs + q)\n        q += sizeof(OutputHead)\n        CHECK(",
+       "    for i in range(h.n_outputs - (h.n_outputs > 1)):\n        oh = <OutputHead*>(r.outputs + q)\n        q += sizeof(OutputHead)\n        CHECK(")),
+    _m("the-first-name-is-not-registered", "I7, rule 3", (EPOCH, "        tap.name(r.keys[i], r.ports[i], now)", "        if i or h.n_names < 2:\n            tap.name(r.keys[i], r.ports[i], now)")),
+    _m("one-port-empty-is-all-empty", "I6, rule 5", (TAP, "if ports >> p & 1:", "if ports:")),
+    _m("empty-as-of-now", "I6, rule 5", (LEADS, "        want.echo_ns = self.echo_ns\n", "        want.echo_ns = self.peer_stamp\n")),
+    _m("empty-before-it-was-read", "I6, rule 5", (AGENT, "if n < want and b.has_room():", "if n <= want and b.has_room():")),
+    _m("a-line-of-the-last-page-sent-is-forgotten", "I8", ("native/sync.pyx", "if line >> 6 < self.next:", "if (line >> 6) + 1 < self.next:")),
+    _m("the-last-line-is-not-applied", "I8", (EPOCH, "    for i in range(r.h.n_lines):\n        if i + ASK_LINES", "    for i in range(r.h.n_lines - (r.h.n_lines > 2)):\n        if i + ASK_LINES")),
+    _m("parted-and-promoted-on-proof", "I9", (TAKEOVER, " and not self.parted and not self.handover:", " and not self.handover:")),
+    _m("answers-a-beat-late", "I9", (STANDBY, "            self.acked_ns = now\n            return [Send(", "            self.acked_ns = max(self.acked_ns, now - 12 * MS)\n            return [Send(")),
     _m("record-that-overruns", "I14", (EPOCH, "    if h.total_bytes != total:\n        return 3\n", "")),
 ]
 
@@ -199,7 +217,7 @@ def _run(command: list[str], cwd: Path) -> None:
 HUNT = """
 import sys
 from nfckpt.sim.campaign import first_violation
-found = first_violation(range(int(sys.argv[1])), about_to=lambda seed: print(seed, flush=True))
+found = first_violation(map(int, sys.argv[1:]), about_to=lambda seed: print(seed, flush=True))
 print("caught" if found else "lived", found[1].split("; replay")[0] if found else "", flush=True)
 """
 
@@ -223,7 +241,8 @@ def hunt(mutant: Mutant) -> Caught:
             failed = done.returncode == 1 and re.search(r"[1-9]\d* failed", done.stdout) is not None
             return Caught(mutant, None, mutant.by if failed else "", time.monotonic() - began)
         try:
-            done = subprocess.run([sys.executable, "-c", HUNT, str(SEEDS)], env=environment, cwd=folder, capture_output=True, text=True,
+            seeds = dict.fromkeys((mutant.at, *range(SEEDS)))
+            done = subprocess.run([sys.executable, "-c", HUNT, *map(str, seeds)], env=environment, cwd=folder, capture_output=True, text=True,
                                   check=False, timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             return Caught(mutant, None, "", time.monotonic() - began)

@@ -346,9 +346,17 @@ class Faults:
             if isinstance(port, SimPort):
                 port.stuck_until = until
 
+    def _dies(self, node: SimShell) -> None:
+        if node.alive and not self.world.healed:
+            self.world.referee.fault()
+            self.world.kill(node, "crash")
+
     def _port_stuck(self, node: SimShell) -> None:
-        """Its links take nothing for a while: what is released waits in the rings, and dies with them."""
-        self._unstick(node, self.world.now + self.rng.choice((5, 20, 60)) * MS)
+        """Its links take nothing for a while: what is released waits in the rings, and may die with them."""
+        until = self.world.now + self.rng.choice((5, 20, 60)) * MS
+        self._unstick(node, until)
+        if self.rng.random() < 0.5:
+            self.world.at(until - 1, lambda: self._dies(node))
 
     def _late_frame(self, node: SimShell) -> None:
         """The active dies of the next frame that it emits, and a switch keeps that one for longer than a skew: it must come twice, and
