@@ -46,10 +46,10 @@ class Mutant:
     promise: str
     changes: tuple[Change, ...]
     by: str = "sim"             # or a test, "tests/test_x.py::test_y"
-    at: int = 0                 # a seed that is known to notice: the first one tried
+    at: int | None = None       # a seed that is known to notice: the first one tried
 
 
-def _m(name: str, promise: str, *changes: tuple[str, str, str], by: str = "sim", at: int = 0) -> Mutant:
+def _m(name: str, promise: str, *changes: tuple[str, str, str], by: str = "sim", at: int | None = None) -> Mutant:
     return Mutant(name, promise, tuple(Change(*c) for c in changes), by, at)
 
 
@@ -58,12 +58,12 @@ TAP, GATE, AGENT, ENGINE, EPOCH = (f"native/{n}.pyx" for n in ("tap", "gate", "a
 LEADS, FOLLOWS = "native/active_path.pyx", "native/standby_path.pyx"
 
 MUTANTS = [
-    _m("release-before-commit", "I5", (GATE, "if h.epoch > self.committed:", "if self.committed != ALL and h.epoch > self.committed + 1:")),
+    _m("release-before-commit", "I5", (GATE, "if h.epoch > self.committed:", "if self.committed != ALL and h.epoch > self.committed + 1:"), at=0),
     _m("release-out-of-order", "I5: in order", (GATE, "h = &self.held[<uint32_t>self.head & self.mask]\n            if h.epoch",
-       "h = &self.held[<uint32_t>(self.head ^ 1 if self.head ^ 1 < self.tail else self.head) & self.mask]\n            if h.epoch")),
-    _m("released-before-the-kernel-took-it", "I6, rule 7", (GATE, "if self._waiting == 0:\n", "if True:\n")),
+       "h = &self.held[<uint32_t>(self.head ^ 1 if self.head ^ 1 < self.tail else self.head) & self.mask]\n            if h.epoch"), at=0),
+    _m("released-before-the-kernel-took-it", "I6, rule 7", (GATE, "if self._waiting == 0:\n", "if True:\n"), at=71),
     _m("ack-before-hold", "I7", (STANDBY, "self.waiting.append(payload)\n            return self.work(now)",
-       "self.waiting.append(payload)\n            return [Send(kinds.ACK, self.path.ack(self.path.epoch + len(self.waiting), now))]")),
+       "self.waiting.append(payload)\n            return [Send(kinds.ACK, self.path.ack(self.path.epoch + len(self.waiting), now))]"), at=0),
     _m("promote-without-the-backlog", "I8",         # registered and acked, applied with the next one, and not at a promotion
        (FOLLOWS, "\ncdef class StandbyPath:", "\ncdef uint8_t LATE[1 << 20]\ncdef uint64_t LATE_N = 0\n\ncdef class StandbyPath:"),
        (FOLLOWS, "        cdef Record r\n",
@@ -71,36 +71,36 @@ MUTANTS = [
        (FOLLOWS, "        record_apply(&r, self.arena)\n",
         "        if LATE_N and record_parse(&late, LATE, LATE_N, self.arena, self.n_ports) == 0 and late.h.session == self.session:\n"
         "            record_apply(&late, self.arena)\n        memcpy(LATE, data, n)\n        LATE_N = n\n"),
-       (FOLLOWS, "if self.last_page and not record_agrees(", "if False and not record_agrees(")),
-    _m("trim-on-captured", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.agent.names.n:")),
-    _m("trim-on-consumed", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.staging.count:")),
-    _m("rule-1-sets", "rule 1", (TAP, "        if self.inputs.push(key", "        if self.inputs.find(key) != NO_ENTRY:\n            return False\n        if self.inputs.push(key")),
-    _m("rule-2-by-position", "rule 2", (TAP, "if number < self.inputs.tail and e.key == key:", "if number < self.inputs.tail:")),
-    _m("rule-2-head-only", "rule 2", (TAP, "            i = self.inputs.find(key)\n", "            i = NO_ENTRY\n")),
-    _m("rule-3-no-credits", "rule 3", (TAP, "elif self.credits.push(key, now, 0, port, NULL, 0) == NO_ENTRY:", "elif False:")),
-    _m("rule-4-outputs-are-inputs", "rule 4", (TAP, "        i = self.expected.find(key)\n        if i", "        i = NO_ENTRY\n        if i")),
+       (FOLLOWS, "if self.last_page and not record_agrees(", "if False and not record_agrees("), at=0),
+    _m("trim-on-captured", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.agent.names.n:"), at=156),
+    _m("trim-on-consumed", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.staging.count:"), at=162),
+    _m("rule-1-sets", "rule 1", (TAP, "        if self.inputs.push(key", "        if self.inputs.find(key) != NO_ENTRY:\n            return False\n        if self.inputs.push(key"), at=0),
+    _m("rule-2-by-position", "rule 2", (TAP, "if number < self.inputs.tail and e.key == key:", "if number < self.inputs.tail:"), at=5),
+    _m("rule-2-head-only", "rule 2", (TAP, "            i = self.inputs.find(key)\n", "            i = NO_ENTRY\n"), at=5),
+    _m("rule-3-no-credits", "rule 3", (TAP, "elif self.credits.push(key, now, 0, port, NULL, 0) == NO_ENTRY:", "elif False:"), at=12),
+    _m("rule-4-outputs-are-inputs", "rule 4", (TAP, "        i = self.expected.find(key)\n        if i", "        i = NO_ENTRY\n        if i"), at=0),
     _m("rule-4-filter-ends-at-promotion", "rule 4", (TAP, "                e.mark = REEMITTED\n",
-       "                self.expected.remove(<uint32_t>number & self.expected.mask)\n")),
+       "                self.expected.remove(<uint32_t>number & self.expected.mask)\n"), at=12),
     _m("rule-5-missed-frames-stay", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if True:\n"),
-       (TAP, "if e.ts + self.skew_ns < self.named_ts[e.port]:\n", "if False:\n")),
+       (TAP, "if e.ts + self.skew_ns < self.named_ts[e.port]:\n", "if False:\n"), at=36),
     _m("rule-5-without-the-skew", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if e.ts >= self.named_ts[e.port]:\n")),
-    _m("rule-6-credits-never-expire", "rule 6", (TAP, "if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:", "if True:")),
-    _m("rule-6-a-gap-is-not-shown", "rule 6, I12", (TAP, "if drops != self._drops and self.buffering:", "if False:")),
-    _m("rule-7-outputs-never-forgotten", "rule 7", (TAP, "if now > self.rt_at + self.skew_ns:", "if False:")),
-    _m("rule-7-released-is-captured", "rule 7", (EPOCH, "h.released_through = gate.released_through", "h.released_through = gate.captured")),
-    _m("rule-8-made-output-past-the-gate", "rule 8", (AGENT, "<const uint8_t*>frame, n, self.epoch):", "<const uint8_t*>frame, n, 0):")),
+    _m("rule-6-credits-never-expire", "rule 6", (TAP, "if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:", "if True:"), at=17),
+    _m("rule-6-a-gap-is-not-shown", "rule 6, I12", (TAP, "if drops != self._drops and self.buffering:", "if False:"), at=27),
+    _m("rule-7-outputs-never-forgotten", "rule 7", (TAP, "if now > self.rt_at + self.skew_ns:", "if False:"), at=31),
+    _m("rule-7-released-is-captured", "rule 7", (EPOCH, "h.released_through = gate.released_through", "h.released_through = gate.captured"), at=11),
+    _m("rule-8-made-output-past-the-gate", "rule 8", (AGENT, "<const uint8_t*>frame, n, self.epoch):", "<const uint8_t*>frame, n, 0):"), at=0),
     _m("rule-9-port-not-covered", "rule 9", (TAP, "if self.named_ts[p] < since:", "if False:")),
     _m("rule-9-no-skew-after-opening", "rule 9", (STANDBY, "self.tap.covers(self.open_ns + skew)", "self.tap.covers(self.open_ns)"),
        (STANDBY, "if now - self.welcome_ns < skew:", "if now < self.welcome_ns:")),
     _m("rule-9-names-of-before", "rule 9", (STANDBY, "if self.tap.waiting_credits and now - self.covered_ns <= skew:", "if False:")),
-    _m("skip-the-undo", "I8", (EPOCH, "for i in range(r.h.n_lines, 0, -1):", "for i in range(0, 0, -1):")),
-    _m("apply-a-record-twice", "I8, I14", (FOLLOWS, "elif r.h.epoch != self.epoch + 1:", "elif r.h.epoch > self.epoch + 1:")),
+    _m("skip-the-undo", "I8", (EPOCH, "for i in range(r.h.n_lines, 0, -1):", "for i in range(0, 0, -1):"), at=3),
+    _m("apply-a-record-twice", "I8, I14", (FOLLOWS, "elif r.h.epoch != self.epoch + 1:", "elif r.h.epoch > self.epoch + 1:"), at=8),
     _m("apply-a-part-twice", "I8", (EPOCH, "        _swap_line(r, arena, i)\n    for i in range(r.h.n_pages):",
-       "        _swap_line(r, arena, i)\n    if r.h.n_lines > 4:\n        _swap_line(r, arena, 0)\n    for i in range(r.h.n_pages):")),
-    _m("capture-with-frames-in-the-app", "I1", (LEADS, "if self.agent.in_flight:\n", "if False:\n")),
-    _m("input-postpones-the-cut", "I3", (ENGINE, "if pending and self.opened_ns == 0:", "if pending:")),
-    _m("forget-the-quiesce-number", "I11", (ENGINE, "if number != self._request or not self._requested:", "if not self._requested:")),
-    _m("drop-at-a-full-gate", "I12", (AGENT, "or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):", "or False):")),
+       "        _swap_line(r, arena, i)\n    if r.h.n_lines > 4:\n        _swap_line(r, arena, 0)\n    for i in range(r.h.n_pages):"), at=0),
+    _m("capture-with-frames-in-the-app", "I1", (LEADS, "if self.agent.in_flight:\n", "if False:\n"), at=4),
+    _m("input-postpones-the-cut", "I3", (ENGINE, "if pending and self.opened_ns == 0:", "if pending:"), at=0),
+    _m("forget-the-quiesce-number", "I11", (ENGINE, "if number != self._request or not self._requested:", "if not self._requested:"), at=4),
+    _m("drop-at-a-full-gate", "I12", (AGENT, "or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):", "or False):"), at=9),
     _m("no-fence-on-suspicion-host", "I9", (TAKEOVER, "if self.peer_dead:\n", "if True:\n")),
     _m("no-fence-on-suspicion-hosts", "I9", (TAKEOVER, "elif not self.leases or now >=", "elif True or now >=")),
     _m("takeover-without-claim", "I9", (TAKEOVER, "                effects += self._ask(now, \"claim\")\n",
@@ -116,11 +116,11 @@ MUTANTS = [
     _m("switch-forgets-a-silent-death", "I13", (ACTIVE, "encode_control(Handover(self.session, self.term)))]\n",
        "encode_control(Handover(self.session, self.term))), Stop(4, \"handed over\")]\n")),
     _m("witness-grants-twice", "W1, I9", (WITNESS, "        elif q.node != self.holder or q.term not in (self.term, self.back):\n", "        elif q.term > self.term:\n")),
-    _m("witness-forgets-whose-term-was-claimed", "W6, I9", (WITNESS, "if self.holder or self.standby or self.former:", "if self.holder or self.standby:")),
+    _m("witness-forgets-whose-term-was-claimed", "W6, I9", (WITNESS, "if self.holder or self.standby or self.former:", "if self.holder or self.standby:"), at=16),
     _m("witness-undoes-a-claim-that-may-be-used", "W6, I9", (WITNESS, "if self.holder and q.verb == \"solo\":", "if False:")),
-    _m("witness-undoes-what-was-taken", "W6, I9", (WITNESS, "        if said == \"ok\":\n            self.former = \"\"\n", "")),
-    _m("claimed-is-taken", "W6, I9", (TAKEOVER, "and (self.kills or not self.unheard)):", "):")),
-    _m("goes-on-in-the-term-of-before", "W6", (ACTIVE, "self.asking, self.term = False, answer.term", "self.asking = False")),
+    _m("witness-undoes-what-was-taken", "W6, I9", (WITNESS, "        if said == \"ok\":\n            self.former = \"\"\n", ""), at=19),
+    _m("claimed-is-taken", "W6, I9", (TAKEOVER, "and (self.kills or not self.unheard)):", "):"), at=4),
+    _m("goes-on-in-the-term-of-before", "W6", (ACTIVE, "self.asking, self.term = False, answer.term", "self.asking = False"), at=16),
     _m("witness-forgets-who-was-struck", "W2, I9", (WITNESS, "if q.node != self.standby or q.term != self.term + 1:", "if q.term != self.term + 1:")),
     _m("witness-replaces-a-holder-that-has-a-standby", "W4, I13", (WITNESS, "if self.holder or self.standby or self.former:", "if self.holder or self.former:")),
     _m("protected-before-it-is-recorded", "I13", (ACTIVE, "return [Ask(self._question(\"protected\"))]",
@@ -241,7 +241,7 @@ def hunt(mutant: Mutant) -> Caught:
             failed = done.returncode == 1 and re.search(r"[1-9]\d* failed", done.stdout) is not None
             return Caught(mutant, None, mutant.by if failed else "", time.monotonic() - began)
         try:
-            seeds = dict.fromkeys((mutant.at, *range(SEEDS)))
+            seeds = dict.fromkeys((*([] if mutant.at is None else [mutant.at]), *range(SEEDS)))
             done = subprocess.run([sys.executable, "-c", HUNT, *map(str, seeds)], env=environment, cwd=folder, capture_output=True, text=True,
                                   check=False, timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:

@@ -246,6 +246,12 @@ class Faults:
             self.world.referee.fault()
             for end in (node.transport, node.transport.peer):
                 end.cut(self.rng.randrange(5 * MS) if self.rng.random() < 0.5 else -1)
+            self._crammed(node)
+
+    def _crammed(self, node: SimShell) -> None:
+        """Perhaps what was released waits in its rings, and leaves when somebody else believes to have the term: if its fence lets it."""
+        if self.rng.random() < 0.5:
+            self._unstick(node, self.world.now + self.rng.choice((10, 20)) * MS)
 
     def _stalled(self, *ends: Channel) -> None:
         self.world.referee.fault()
@@ -285,6 +291,7 @@ class Faults:
             ]
             r.choice(lies)()
             node.transport.peer.lie = kinds.EPOCH, record
+            self._crammed(node)
         else:
             acks = [Ack(active.session, active.engine.epoch + 1000, 0, 0, 0, 0),
                     Ack(active.session + 1, active.engine.committed, 0, 0, 0, 0)]
