@@ -46,10 +46,11 @@ class Mutant:
     promise: str
     changes: tuple[Change, ...]
     by: str = "sim"             # or a test, "tests/test_x.py::test_y"
+    at: int | None = None       # a seed that is known to notice: the first one tried
 
 
-def _m(name: str, promise: str, *changes: tuple[str, str, str], by: str = "sim") -> Mutant:
-    return Mutant(name, promise, tuple(Change(*c) for c in changes), by)
+def _m(name: str, promise: str, *changes: tuple[str, str, str], by: str = "sim", at: int | None = None) -> Mutant:
+    return Mutant(name, promise, tuple(Change(*c) for c in changes), by, at)
 
 
 ACTIVE, STANDBY, TAKEOVER, WITNESS = "replica/active.py", "replica/standby.py", "failover/takeover.py", "failover/witness.py"
@@ -57,12 +58,12 @@ TAP, GATE, AGENT, ENGINE, EPOCH = (f"native/{n}.pyx" for n in ("tap", "gate", "a
 LEADS, FOLLOWS = "native/active_path.pyx", "native/standby_path.pyx"
 
 MUTANTS = [
-    _m("release-before-commit", "I5", (GATE, "if h.epoch > self.committed:", "if self.committed != ALL and h.epoch > self.committed + 1:")),
+    _m("release-before-commit", "I5", (GATE, "if h.epoch > self.committed:", "if self.committed != ALL and h.epoch > self.committed + 1:"), at=0),
     _m("release-out-of-order", "I5: in order", (GATE, "h = &self.held[<uint32_t>self.head & self.mask]\n            if h.epoch",
-       "h = &self.held[<uint32_t>(self.head ^ 1 if self.head ^ 1 < self.tail else self.head) & self.mask]\n            if h.epoch")),
-    _m("released-before-the-kernel-took-it", "I6, rule 7", (GATE, "if self._waiting == 0:\n", "if True:\n")),
+       "h = &self.held[<uint32_t>(self.head ^ 1 if self.head ^ 1 < self.tail else self.head) & self.mask]\n            if h.epoch"), at=0),
+    _m("released-before-the-kernel-took-it", "I6, rule 7", (GATE, "if self._waiting == 0:\n", "if True:\n"), at=71),
     _m("ack-before-hold", "I7", (STANDBY, "self.waiting.append(payload)\n            return self.work(now)",
-       "self.waiting.append(payload)\n            return [Send(kinds.ACK, self.path.ack(self.path.epoch + len(self.waiting), now))]")),
+       "self.waiting.append(payload)\n            return [Send(kinds.ACK, self.path.ack(self.path.epoch + len(self.waiting), now))]"), at=0),
     _m("promote-without-the-backlog", "I8",         # registered and acked, applied with the next one, and not at a promotion
        (FOLLOWS, "\ncdef class StandbyPath:", "\ncdef uint8_t LATE[1 << 20]\ncdef uint64_t LATE_N = 0\n\ncdef class StandbyPath:"),
        (FOLLOWS, "        cdef Record r\n",
@@ -70,55 +71,57 @@ MUTANTS = [
        (FOLLOWS, "        record_apply(&r, self.arena)\n",
         "        if LATE_N and record_parse(&late, LATE, LATE_N, self.arena, self.n_ports) == 0 and late.h.session == self.session:\n"
         "            record_apply(&late, self.arena)\n        memcpy(LATE, data, n)\n        LATE_N = n\n"),
-       (FOLLOWS, "if self.last_page and not record_agrees(", "if False and not record_agrees(")),
-    _m("trim-on-captured", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.agent.names.n:")),
-    _m("trim-on-consumed", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.staging.count:")),
-    _m("rule-1-sets", "rule 1", (TAP, "        if self.inputs.push(key", "        if self.inputs.find(key) != NO_ENTRY:\n            return False\n        if self.inputs.push(key")),
-    _m("rule-2-by-position", "rule 2", (TAP, "if number < self.inputs.tail and e.key == key:", "if number < self.inputs.tail:")),
-    _m("rule-2-head-only", "rule 2", (TAP, "            i = self.inputs.find(key)\n", "            i = NO_ENTRY\n")),
-    _m("rule-3-no-credits", "rule 3", (TAP, "elif self.credits.push(key, now, 0, port, NULL, 0) == NO_ENTRY:", "elif False:")),
-    _m("rule-4-outputs-are-inputs", "rule 4", (TAP, "        i = self.expected.find(key)\n        if i", "        i = NO_ENTRY\n        if i")),
+       (FOLLOWS, "if self.last_page and not record_agrees(", "if False and not record_agrees("), at=0),
+    _m("trim-on-captured", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.agent.names.n:"), at=156),
+    _m("trim-on-consumed", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.staging.count:"), at=162),
+    _m("rule-1-sets", "rule 1", (TAP, "        if self.inputs.push(key", "        if self.inputs.find(key) != NO_ENTRY:\n            return False\n        if self.inputs.push(key"), at=0),
+    _m("rule-2-by-position", "rule 2", (TAP, "if e.key == key and e.live:", "if e.live and e.port == port:"), at=5),
+    _m("rule-2-head-only", "rule 2", (TAP, "end = min(number + NEAR,", "end = min(number + 1,"),
+       (TAP, "        return self.inputs.find(key)\n", "        return NO_ENTRY\n"), at=5),
+    _m("rule-3-no-credits", "rule 3", (TAP, "elif self.credits.push(key, now, 0, port, NULL, 0) == NO_ENTRY:", "elif False:"), at=12),
+    _m("rule-4-outputs-are-inputs", "rule 4", (TAP, "        i = self.expected.find(key)\n        if i", "        i = NO_ENTRY\n        if i"), at=0),
     _m("rule-4-filter-ends-at-promotion", "rule 4", (TAP, "                e.mark = REEMITTED\n",
-       "                self.expected.remove(<uint32_t>number & self.expected.mask)\n")),
-    _m("rule-5-missed-frames-stay", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if True:\n")),
-    _m("rule-5-without-the-skew", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if e.ts >= self.named_ts[e.port]:\n")),
-    _m("rule-6-credits-never-expire", "rule 6", (TAP, "if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:", "if True:")),
-    _m("rule-6-a-gap-is-not-shown", "rule 6, I12", (TAP, "if drops != self._drops and self.buffering:", "if False:")),
-    _m("rule-7-outputs-never-forgotten", "rule 7", (TAP, "if now > self.rt_at + self.skew_ns:", "if False:")),
-    _m("rule-7-released-is-captured", "rule 7", (EPOCH, "h.released_through = gate.released_through", "h.released_through = gate.captured")),
-    _m("rule-8-made-output-past-the-gate", "rule 8", (AGENT, "<const uint8_t*>frame, n, self.epoch):", "<const uint8_t*>frame, n, 0):")),
-    _m("rule-9-port-not-covered", "rule 9", (TAP, "if self.named_ts[p] < since:", "if False:")),
+       "                self.expected.remove(<uint32_t>number & self.expected.mask)\n"), at=12),
+    _m("rule-5-missed-frames-stay", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if True:\n"),
+       (TAP, "if e.ts + self.skew_ns < self.named_ts[e.port]:\n", "if False:\n"), at=36),
+    _m("rule-5-without-the-skew", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if e.ts >= self.named_ts[e.port]:\n"), at=182),
+    _m("rule-6-credits-never-expire", "rule 6", (TAP, "if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:", "if True:"), at=17),
+    _m("rule-6-a-gap-is-not-shown", "rule 6, I12", (TAP, "if drops != self._drops and self.buffering:", "if False:"), at=27),
+    _m("rule-7-outputs-never-forgotten", "rule 7", (TAP, "if now > self.rt_at + self.skew_ns:", "if False:"), at=31),
+    _m("rule-7-released-is-captured", "rule 7", (EPOCH, "h.released_through = gate.released_through", "h.released_through = gate.captured"), at=11),
+    _m("rule-8-made-output-past-the-gate", "rule 8", (AGENT, "<const uint8_t*>frame, n, self.epoch):", "<const uint8_t*>frame, n, 0):"), at=0),
+    _m("rule-9-port-not-covered", "rule 9", (TAP, "if self.named_ts[p] < since:", "if False:"), at=127),
     _m("rule-9-no-skew-after-opening", "rule 9", (STANDBY, "self.tap.covers(self.open_ns + skew)", "self.tap.covers(self.open_ns)"),
        (STANDBY, "if now - self.welcome_ns < skew:", "if now < self.welcome_ns:")),
     _m("rule-9-names-of-before", "rule 9", (STANDBY, "if self.tap.waiting_credits and now - self.covered_ns <= skew:", "if False:")),
-    _m("skip-the-undo", "I8", (EPOCH, "for i in range(r.h.n_lines, 0, -1):", "for i in range(0, 0, -1):")),
-    _m("apply-a-record-twice", "I8, I14", (FOLLOWS, "elif r.h.epoch != self.epoch + 1:", "elif r.h.epoch > self.epoch + 1:")),
+    _m("skip-the-undo", "I8", (EPOCH, "for i in range(r.h.n_lines, 0, -1):", "for i in range(0, 0, -1):"), at=3),
+    _m("apply-a-record-twice", "I8, I14", (FOLLOWS, "elif r.h.epoch != self.epoch + 1:", "elif r.h.epoch > self.epoch + 1:"), at=8),
     _m("apply-a-part-twice", "I8", (EPOCH, "        _swap_line(r, arena, i)\n    for i in range(r.h.n_pages):",
-       "        _swap_line(r, arena, i)\n    if r.h.n_lines > 4:\n        _swap_line(r, arena, 0)\n    for i in range(r.h.n_pages):")),
-    _m("capture-with-frames-in-the-app", "I1", (LEADS, "if self.agent.in_flight:\n", "if False:\n")),
-    _m("input-postpones-the-cut", "I3", (ENGINE, "if pending and self.opened_ns == 0:", "if pending:")),
-    _m("forget-the-quiesce-number", "I11", (ENGINE, "if number != self._request or not self._requested:", "if not self._requested:")),
-    _m("drop-at-a-full-gate", "I12", (AGENT, "or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):", "or False):")),
+       "        _swap_line(r, arena, i)\n    if r.h.n_lines > 4:\n        _swap_line(r, arena, 0)\n    for i in range(r.h.n_pages):"), at=0),
+    _m("capture-with-frames-in-the-app", "I1", (LEADS, "if self.agent.in_flight:\n", "if False:\n"), at=4),
+    _m("input-postpones-the-cut", "I3", (ENGINE, "if pending and self.opened_ns == 0:", "if pending:"), at=0),
+    _m("forget-the-quiesce-number", "I11", (ENGINE, "if number != self._request or not self._requested:", "if not self._requested:"), at=4),
+    _m("drop-at-a-full-gate", "I12", (AGENT, "or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):", "or False):"), at=9),
     _m("no-fence-on-suspicion-host", "I9", (TAKEOVER, "if self.peer_dead:\n", "if True:\n")),
     _m("no-fence-on-suspicion-hosts", "I9", (TAKEOVER, "elif not self.leases or now >=", "elif True or now >=")),
     _m("takeover-without-claim", "I9", (TAKEOVER, "                effects += self._ask(now, \"claim\")\n",
-       "                effects += self._ask(now, \"claim\")\n                self._next(now, Step.FENCE)\n")),
+       "                effects += self._ask(now, \"claim\")\n                self._next(now, Step.FENCE)\n"), at=55),
     _m("beats-answered-after-the-claim", "I9", (STANDBY, "if self.claimed:\n                return", "if False:\n                return")),
     _m("lease-counts-from-the-welcome", "I9", (STANDBY, "            self.acked_ns = now\n", "            self.acked_ns = self.welcome_ns\n")),
     _m("mark-used-before-its-beat-is-answered", "I9", (ACTIVE, "effects.append(LeaseArm(arm.mark, arm.ms))",
        "effects += [LeaseArm(arm.mark, arm.ms), LeaseStamp(arm.mark)]")),
-    _m("solo-before-the-grant-is-void", "I9", (ACTIVE, "if self.peer_dead and not self.silent and not self.handed:", "if True:")),
+    _m("solo-before-the-grant-is-void", "I9", (ACTIVE, "if self.peer_dead and not self.silent and not self.handed:", "if True:"), at=4),
     _m("switch-taken-back-on-proof", "I9", (ACTIVE, "if self.peer_dead and not self.silent and not self.handed:", "if self.peer_dead and not self.silent:")),
     _m("switch-by-the-standing-grant", "I9", (TAKEOVER, "self.standby.promotable and self.proof and self.kills and not self.parted and not self.handover:",
        "self.standby.promotable and ((self.proof and self.kills and not self.parted) or self.handover):")),
     _m("switch-forgets-a-silent-death", "I13", (ACTIVE, "encode_control(Handover(self.session, self.term)))]\n",
        "encode_control(Handover(self.session, self.term))), Stop(4, \"handed over\")]\n")),
     _m("witness-grants-twice", "W1, I9", (WITNESS, "        elif q.node != self.holder or q.term not in (self.term, self.back):\n", "        elif q.term > self.term:\n")),
-    _m("witness-forgets-whose-term-was-claimed", "W6, I9", (WITNESS, "if self.holder or self.standby or self.former:", "if self.holder or self.standby:")),
+    _m("witness-forgets-whose-term-was-claimed", "W6, I9", (WITNESS, "if self.holder or self.standby or self.former:", "if self.holder or self.standby:"), at=16),
     _m("witness-undoes-a-claim-that-may-be-used", "W6, I9", (WITNESS, "if self.holder and q.verb == \"solo\":", "if False:")),
-    _m("witness-undoes-what-was-taken", "W6, I9", (WITNESS, "        if said == \"ok\":\n            self.former = \"\"\n", "")),
-    _m("claimed-is-taken", "W6, I9", (TAKEOVER, "and (self.kills or not self.unheard)):", "):")),
-    _m("goes-on-in-the-term-of-before", "W6", (ACTIVE, "self.asking, self.term = False, answer.term", "self.asking = False")),
+    _m("witness-undoes-what-was-taken", "W6, I9", (WITNESS, "        if said == \"ok\":\n            self.former = \"\"\n", ""), at=19),
+    _m("claimed-is-taken", "W6, I9", (TAKEOVER, "and (self.kills or not self.unheard)):", "):"), at=4),
+    _m("goes-on-in-the-term-of-before", "W6", (ACTIVE, "self.asking, self.term = False, answer.term", "self.asking = False"), at=16),
     _m("witness-forgets-who-was-struck", "W2, I9", (WITNESS, "if q.node != self.standby or q.term != self.term + 1:", "if q.term != self.term + 1:")),
     _m("witness-replaces-a-holder-that-has-a-standby", "W4, I13", (WITNESS, "if self.holder or self.standby or self.former:", "if self.holder or self.former:")),
     _m("protected-before-it-is-recorded", "I13", (ACTIVE, "return [Ask(self._question(\"protected\"))]",
@@ -136,6 +139,22 @@ MUTANTS = [
     _m("record-of-another-session", "I14", (FOLLOWS, "if r.h.session != self.session or r.h.term != self.term or self.session == 0:", "if self.session == 0:")),
     _m("stale-segment-accepted", "I14", ("native/shm_segment.pyx", 'if len(session) != 16 or memcmp(s.h.session, <const uint8_t*>session, 16) != 0:', "if False:"),
        by="tests/test_wire_shm.py::test_a_segment_left_by_a_dead_process"),
+    # planted by hand: one line each
+    _m("the-first-protected-epoch-is-let-go", "I5", (GATE, "        self.committed = epoch\n\n    def captured_all", "        self.committed = epoch + 1\n\n    def captured_all"), at=0),
+    _m("an-ack-commits-the-next-one-too", "I5, I6", (LEADS, "self.agent.gate.commit_through(ack.epoch)", "self.agent.gate.commit_through(ack.epoch + 1)"), at=0),
+    _m("outputs-that-were-seen-are-emitted-again", "I5: once", (TAP, "        if i != NO_ENTRY:\n            if self.expected.entries[i].mark == REEMITTED:",
+       "        if i != NO_ENTRY:\n            if now_or_never(ts):\n                return False\n            if self.expected.entries[i].mark == REEMITTED:"),
+       (TAP, "\ncdef class Tap:", "\ncdef inline bint now_or_never(uint64_t ts) noexcept nogil:\n    return ts % 8 == 0\n\n\ncdef class Tap:"), at=7),
+    _m("the-last-output-is-not-registered", "I7, rule 3", (EPOCH, "    for i in range(h.n_outputs):\n        oh = <OutputHead*>(r.outputs + q)\n        q += sizeof(OutputHead)\n        CHECK(",
+       "    for i in range(h.n_outputs - (h.n_outputs > 1)):\n        oh = <OutputHead*>(r.outputs + q)\n        q += sizeof(OutputHead)\n        CHECK(")),
+    _m("the-first-name-is-not-registered", "I7, rule 3", (EPOCH, "        tap.name(r.keys[i], r.ports[i], now)", "        if i or h.n_names < 2:\n            tap.name(r.keys[i], r.ports[i], now)")),
+    _m("one-port-empty-is-all-empty", "I6, rule 5", (TAP, "if ports >> p & 1:", "if ports:")),
+    _m("empty-as-of-now", "I6, rule 5", (LEADS, "        want.echo_ns = self.echo_ns\n", "        want.echo_ns = self.peer_stamp\n")),
+    _m("empty-before-it-was-read", "I6, rule 5", (AGENT, "if n < want and b.has_room():", "if n <= want and b.has_room():")),
+    _m("a-line-of-the-last-page-sent-is-forgotten", "I8", ("native/sync.pyx", "if line >> 6 < self.next:", "if (line >> 6) + 1 < self.next:")),
+    _m("the-last-line-is-not-applied", "I8", (EPOCH, "    for i in range(r.h.n_lines):\n        if i + ASK_LINES", "    for i in range(r.h.n_lines - (r.h.n_lines > 2)):\n        if i + ASK_LINES")),
+    _m("parted-and-promoted-on-proof", "I9", (TAKEOVER, " and not self.parted and not self.handover:", " and not self.handover:")),
+    _m("answers-a-beat-late", "I9", (STANDBY, "            self.acked_ns = now\n            return [Send(", "            self.acked_ns = max(self.acked_ns, now - 12 * MS)\n            return [Send(")),
     _m("record-that-overruns", "I14", (EPOCH, "    if h.total_bytes != total:\n        return 3\n", "")),
 ]
 
@@ -199,7 +218,7 @@ def _run(command: list[str], cwd: Path) -> None:
 HUNT = """
 import sys
 from nfckpt.sim.campaign import first_violation
-found = first_violation(range(int(sys.argv[1])), about_to=lambda seed: print(seed, flush=True))
+found = first_violation(map(int, sys.argv[1:]), about_to=lambda seed: print(seed, flush=True))
 print("caught" if found else "lived", found[1].split("; replay")[0] if found else "", flush=True)
 """
 
@@ -223,7 +242,8 @@ def hunt(mutant: Mutant) -> Caught:
             failed = done.returncode == 1 and re.search(r"[1-9]\d* failed", done.stdout) is not None
             return Caught(mutant, None, mutant.by if failed else "", time.monotonic() - began)
         try:
-            done = subprocess.run([sys.executable, "-c", HUNT, str(SEEDS)], env=environment, cwd=folder, capture_output=True, text=True,
+            seeds = dict.fromkeys((*([] if mutant.at is None else [mutant.at]), *range(SEEDS)))
+            done = subprocess.run([sys.executable, "-c", HUNT, *map(str, seeds)], env=environment, cwd=folder, capture_output=True, text=True,
                                   check=False, timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             return Caught(mutant, None, "", time.monotonic() - began)

@@ -102,6 +102,13 @@ class Forgetful(Toy):
         return super()._answer(asked, ctx)
 
 
+class Deadly(Wire):
+    """Ends the process that it runs in, as a kernel's CHECK does."""
+
+    def on_burst(self, burst: Burst, ctx: Context) -> None:
+        os._exit(3)
+
+
 class Loop(PollingFunction):
     ports = ("left", "right")
 
@@ -109,6 +116,17 @@ class Loop(PollingFunction):
 def test_an_app_of_one_s_own() -> None:
     report = Campaign(range(25), app="tests.test_sim:Wire").run()
     assert report.violations == [] and report.total["takeovers"] > 5 and report.total["outputs"] > 1000
+
+
+def test_more_processes_find_the_same() -> None:
+    one, two = (Campaign(range(20), app="tests.test_sim:Forgetful", jobs=jobs).run() for jobs in (1, 2))
+    assert one == two and one.violations and len(one.shrunk) == len(one.violations)
+
+
+def test_a_worker_that_dies_is_a_violation() -> None:
+    """With the seeds among which it was."""
+    report = Campaign(range(40), app="tests.test_sim:Deadly", jobs=2).run()
+    assert not report.ok and "a worker died" in report.violations[-1] and "--jobs 1" in report.violations[-1]
 
 
 def test_an_app_whose_state_does_not_explain_its_outputs_is_found() -> None:

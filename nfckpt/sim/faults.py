@@ -246,6 +246,12 @@ class Faults:
             self.world.referee.fault()
             for end in (node.transport, node.transport.peer):
                 end.cut(self.rng.randrange(5 * MS) if self.rng.random() < 0.5 else -1)
+            self._crammed(node)
+
+    def _crammed(self, node: SimShell) -> None:
+        """Perhaps what was released waits in its rings, and leaves when somebody else believes to have the term: if its fence lets it."""
+        if self.rng.random() < 0.5:
+            self._unstick(node, self.world.now + self.rng.choice((10, 20)) * MS)
 
     def _stalled(self, *ends: Channel) -> None:
         self.world.referee.fault()
@@ -285,6 +291,7 @@ class Faults:
             ]
             r.choice(lies)()
             node.transport.peer.lie = kinds.EPOCH, record
+            self._crammed(node)
         else:
             acks = [Ack(active.session, active.engine.epoch + 1000, 0, 0, 0, 0),
                     Ack(active.session + 1, active.engine.committed, 0, 0, 0, 0)]
@@ -346,9 +353,17 @@ class Faults:
             if isinstance(port, SimPort):
                 port.stuck_until = until
 
+    def _dies(self, node: SimShell) -> None:
+        if node.alive and not self.world.healed:
+            self.world.referee.fault()
+            self.world.kill(node, "crash")
+
     def _port_stuck(self, node: SimShell) -> None:
-        """Its links take nothing for a while: what is released waits in the rings, and dies with them."""
-        self._unstick(node, self.world.now + self.rng.choice((5, 20, 60)) * MS)
+        """Its links take nothing for a while: what is released waits in the rings, and may die with them."""
+        until = self.world.now + self.rng.choice((5, 20, 60)) * MS
+        self._unstick(node, until)
+        if self.rng.random() < 0.5:
+            self.world.at(until - 1, lambda: self._dies(node))
 
     def _late_frame(self, node: SimShell) -> None:
         """The active dies of the next frame that it emits, and a switch keeps that one for longer than a skew: it must come twice, and
