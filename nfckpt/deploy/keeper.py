@@ -1,7 +1,8 @@
 """Keeper: starts one packet process after another, watches it, carries its questions to the witness.
 
 Who uses it     the Ray actor (ray_actors.py), the local runner (local.py), or a program that embeds a pair. One thread of
-                its own reads the process's socket; calls from other threads are safe.
+                its own reads the process's socket, another carries questions to the witness, one after the other, so that
+                one that does not answer holds up nothing else; calls from other threads are safe.
 
 Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life
                    │ ◄── WitnessAsk, Report, Reply ──┘
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -56,11 +58,14 @@ class Keeper:
         self._replied = threading.Condition(self._lock)
         self._number = 0
         self._stopping = threading.Event()
+        self._questions: queue.SimpleQueue[tuple[Question, socket.socket | None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"keeper-{spec.node}", daemon=True)
+        self._asker = threading.Thread(target=self._carry, name=f"questions-{spec.node}", daemon=True)
 
     def start(self) -> None:
         """Start the first process. Returns at once."""
         self._thread.start()
+        self._asker.start()
 
     @property
     def gave_up(self) -> bool:
@@ -100,6 +105,13 @@ class Keeper:
             raise ProtectionError(f"node {self.spec.node} did not answer {verb} in {timeout_s} s")
         return reply
 
+    def hear(self, answer: Answer) -> None:
+        """The witness tells this node what another's question means for it (W6)."""
+        with self._lock:
+            sock = self._sock
+        if sock is not None:
+            wire.send(sock, wire.WitnessSaid(answer))
+
     def kill(self, signal_number: int) -> int:
         """Send a signal to the packet process. Returns its pid, 0 when there is none."""
         p = self.process
@@ -131,12 +143,26 @@ class Keeper:
             code = self._one_life()
             self.last_exit = (code, self._reason or EXIT.get(code, f"signal {-code}" if code < 0 else "crashed"))
             self._event("exited", {"code": code, "why": self.last_exit[1]})
-            self._witness(Question("gone", self.spec.node))
+            self._questions.put((Question("gone", self.spec.node), None))
             if self._stopping.is_set() or code in NO_RESTART:
-                return
+                break
             good = self._was_whole or time.monotonic() - began > RESTART_S_MAX
             pause = RESTART_S_MIN if good else min(pause * 2, RESTART_S_MAX)
             self._stopping.wait(pause)
+        self._questions.put(None)
+
+    def _carry(self) -> None:
+        """On a thread of its own: one question after the other, each answer to the life that asked."""
+        while (row := self._questions.get()) is not None:
+            question, sock = row
+            try:
+                answer = self._ask(question)
+            except Exception as e:          # whatever carries the question: the node asks again, the loss is reported
+                self._event("witness_silent", {"error": f"{type(e).__name__}: {e}", "verb": question.verb})
+                continue
+            if sock is not None:
+                with contextlib.suppress(OSError):              # that life is over
+                    wire.send(sock, wire.WitnessSaid(answer))
 
     def _one_life(self) -> int:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -167,9 +193,7 @@ class Keeper:
 
     def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
         if isinstance(message, wire.WitnessAsk):
-            answer = self._witness(message.question)
-            if answer is not None:          # else the node asks again
-                wire.send(sock, wire.WitnessSaid(answer))
+            self._questions.put((message.question, sock))
         elif isinstance(message, wire.Reply):
             with self._replied:
                 if message.number in self._replies:     # else nobody waits any more
@@ -180,13 +204,6 @@ class Keeper:
                 self._reason = str(message.fields["reason"])
             self._was_whole |= message.name in ("standby", "protected")
             self._event(message.name, message.fields, message.at_ns)
-
-    def _witness(self, question: Question) -> Answer | None:
-        try:
-            return self._ask(question)
-        except Exception as e:          # whatever carries the question: the node asks again, the loss is reported
-            self._event("witness_silent", {"error": f"{type(e).__name__}: {e}", "verb": question.verb})
-            return None
 
     def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
         row = (name, at_ns or time.monotonic_ns(), {"node": self.spec.node, **fields})

@@ -36,13 +36,28 @@ EVENTS_MAX = 1000
 class WitnessActor:
     """The pair's witness. Calls come one at a time: Ray's own order is the order of the terms."""
 
-    def __init__(self) -> None:
+    def __init__(self, actors: dict[str, str], namespace: str, restarted: bool) -> None:
+        """`actors`: node → name of its actor."""
         forget_proxy()
-        self._witness = Witness()
+        self._actors, self._namespace = actors, namespace
+        self._witness = Witness(actors, time.time_ns() & (1 << 62) - 1) if restarted else Witness()
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = msgspec.to_builtins(self._witness.ask(msgspec.convert(question, Question)))
+        said = self._witness.ask(msgspec.convert(question, Question))
+        answer: dict[str, Any] = msgspec.to_builtins(said)
+        if said.verb == "suspect" and said.said == "ok" and said.holder:
+            self._tell(said.holder, answer)                     # W6
         return answer
+
+    def _tell(self, node: str, answer: dict[str, Any]) -> None:
+        """Waits for nothing: an actor that is gone hears nothing."""
+        import ray
+
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            ray.get_actor(self._actors[node], self._namespace).hear.remote(answer)
+
+    def force(self) -> None:
+        self._witness.force()
 
     def view(self) -> dict[str, Any]:
         """term, holder, standby."""
@@ -85,6 +100,9 @@ class NodeActor:
 
     def command(self, verb: str) -> dict[str, Any]:
         return self._keeper.command(verb)
+
+    def hear(self, answer: dict[str, Any]) -> None:
+        self._keeper.hear(msgspec.convert(answer, Answer))
 
     def kill(self, signal_number: int) -> int:
         return self._keeper.kill(signal_number)

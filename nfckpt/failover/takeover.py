@@ -4,7 +4,9 @@ Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            eac
 
             CLAIM    on suspicion the witness is asked for the next term; on proof (profile host) the standing grant serves,
                      once the active told us that it is recorded, and unless it parted from us first. A planned switch asks:
-                     the active lives, and takes the term back if we die before we have it.
+                     the active lives, and takes the term back if we die before we have it. Where the replication link can be cut, the
+                     claim waits for claim_ms: the witness tells the active of our suspicion, and one that lives is preferred (W6).
+                     No witness for claim_ms_max: asked again and again, or (when_alone = unsafe_continue) gone without.
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
             SETTLE   keep reading the segment and the channel until every committed output that can have left was seen, or the skew
@@ -20,7 +22,7 @@ from enum import Enum
 
 from nfckpt.config import Bounds
 from nfckpt.failover.witness import Answer, Question
-from nfckpt.replica.effects import Ask, Effect, KillPeer, Promote, Stop
+from nfckpt.replica.effects import Ask, Effect, Event, KillPeer, Promote, Stop
 from nfckpt.replica.standby import Standby
 
 __all__ = ["Step", "Takeover"]
@@ -52,6 +54,8 @@ class Takeover:
         self.marks: dict[str, int] = {}
         self.unheard = False            # the witness was told, not asked, and has not said that it knows
         self._asked_ns = 0
+        self._free_ns = 0               # when the claim may be put
+        self._waits = leases and not proof and not handover
         self._killed = False
         self._fenced_ns = 0
 
@@ -64,7 +68,9 @@ class Takeover:
         """The witness answered our claim (or our report of a takeover on proof)."""
         if answer.verb == "took":
             self.unheard = False
-        if answer.verb in ("claim", "took") and answer.said != "ok":
+        if answer.verb == "suspect" and not answer.holder:
+            self._free_ns = now             # its keeper says that it is gone
+        if answer.verb in ("suspect", "claim", "took") and answer.said != "ok":
             return [Stop(3, f"the claim of term {self.term} was denied: {answer.holder or 'nobody'} holds term {answer.term}")]
         if answer.verb == "claim" and self.step is Step.CLAIM:
             self._next(now, Step.FENCE)
@@ -81,6 +87,15 @@ class Takeover:
                 self.unheard = True             # the active goes on telling it
                 effects.append(Ask(Question("took", self.node, self.term)))
                 self._next(now, Step.FENCE)
+            elif self.bounds.when_alone == "unsafe_continue" and now - self.started_ns > self.bounds.claim_ms_max * MS:
+                self.unheard = True
+                effects += [Event("alone", {"term": self.term}), Ask(Question("took", self.node, self.term))]
+                self._next(now, Step.FENCE)
+            elif self._waits:
+                self._waits, self._free_ns = False, now + self.bounds.claim_ms * MS
+                effects.append(Ask(Question("suspect", self.node, self.term)))
+            elif now < self._free_ns:
+                pass
             elif now - self._asked_ns > self.bounds.claim_ms_max * MS or not self._asked_ns:
                 self._asked_ns = now
                 effects.append(Ask(Question("claim", self.node, self.term)))

@@ -16,7 +16,8 @@ from collections import deque
 from typing import Any
 
 from nfckpt.failover.lease import EgressLease, stamp
-from nfckpt.failover.takeover import Takeover
+from nfckpt.failover.takeover import Step, Takeover
+from nfckpt.failover.vigil import Vigil
 from nfckpt.native.channel import Channel
 from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.life import LifeWatch
@@ -79,6 +80,7 @@ class Shell:
         self.pidfd = -1
         self.core: Active | Standby | None = None
         self.takeover: Takeover | None = None
+        self.vigil: Vigil | None = None             # from the registration on
         self.uncommitted = 0                        # inputs, when the active was lost
         self.promoted = 0
         self.lease: EgressLease | None = None
@@ -107,7 +109,10 @@ class Shell:
                 raise Stopped(10, EXIT[10])
             message = keeper.from_keeper.decode(raw)
             if isinstance(message, keeper.WitnessSaid):
-                out.append(message)
+                if self.vigil is not None:
+                    self._perform(self.vigil.heard(time.monotonic_ns(), message.answer))
+                if message.answer.said != "wait" and message.answer.verb != "here":
+                    out.append(message)
             elif message.verb == "stop":
                 raise Stopped(0, "stopped by its keeper")
             elif message.verb == "failover":
@@ -115,7 +120,19 @@ class Shell:
                 keeper.send(self.sock, keeper.Reply(message.number, {"ok": ok}))
             else:
                 keeper.send(self.sock, keeper.Reply(message.number, self.status()))
+        if self.vigil is not None:
+            self._perform(self.vigil.tick(time.monotonic_ns(), **self._here()))
         return out
+
+    def _here(self) -> dict[str, Any]:
+        """What this node is, for a witness that does not know (W7)."""
+        core = self.core
+        if isinstance(core, Active):
+            recorded = core.state.value in ("active", "handed", "holding")
+            return {"term": core.term, "leads": True, "other": self.peer if recorded else ""}
+        if self.takeover is not None and self.takeover.step is not Step.CLAIM:
+            return {"term": self.takeover.term, "leads": True, "other": ""}
+        return {"term": core.term if core is not None else 0, "leads": False, "other": ""}
 
     def status(self) -> dict[str, Any]:
         raise NotImplementedError

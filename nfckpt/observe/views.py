@@ -42,6 +42,8 @@ def status_view(body: dict[str, Any], rates: Rates | None = None, at_s: float = 
     """A pair's status as `nfckpt status` gets it: {"pair", "profile", "app", "active", "protected", "nodes"}."""
     nodes: Status = body["nodes"]
     protected = Text("protected", "green") if body["protected"] else Text("NOT protected", "bold red")
+    if any(s.get("unwitnessed") for s in nodes.values()):
+        protected.append(" · unwitnessed", "bold red")
     head = Text.assemble(("pair ", "dim"), (body["pair"], "bold"), f" · {body['profile']} · {body['app']} · ", protected)
     return Group(head, nodes_table(nodes, rates, at_s))
 

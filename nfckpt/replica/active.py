@@ -121,6 +121,7 @@ class Active:
         self.giving_up = ""             # why protection is to end while the standby is alive and well
         self.lost_ns = 0
         self.took_ns = 0
+        self.alone = False              # solo without the witness's word (when_alone = unsafe_continue)
         self.unheard = False            # taken over by the standing grant, and the witness has not said that it knows
         agent.gate.open()
 
@@ -300,6 +301,10 @@ class Active:
             return [Stop(3, f"fenced: {answer.holder or 'nobody'} holds term {answer.term}, ours is {self.term}")]
         if answer.verb == "took":
             self.unheard = False
+        if answer.verb == "solo":
+            self.alone = False
+        if answer.verb == "suspect" and answer.term == self.term and self.recording and self.state in (S.PROTECTING, S.ACTIVE):
+            return self.on_peer_lost(now, "the standby lost us, and we live", False)
         if answer.number != self.session:
             return []
         if answer.verb == "protected" and self.state is S.PROTECTING:
@@ -353,10 +358,16 @@ class Active:
         if self.unheard and now - self.took_ns > b.claim_ms_max * MS:
             self.took_ns = now
             effects.append(Ask(Question("took", self.node, self.term)))
-        if (self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
+        if self.state is S.HOLDING and b.when_alone == "unsafe_continue" and now - self.lost_ns > b.claim_ms_max * MS:
+            if self.kills and not self.peer_dead:
+                return [*effects, KillPeer()]
+            self._move("void")
+            self.alone = True
+            effects += [*self._solo(now, "alone: no witness answers"), Event("alone", {"term": self.term})]
+        if (self.state is S.HOLDING or (self.alone and self.state is S.SOLO) or (self.recording and self.state is S.PROTECTING)) \
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now
-            verb = "solo" if self.state is S.HOLDING else "protected"
+            verb = "protected" if self.state is S.PROTECTING else "solo"
             effects.append(Ask(self._question(verb)))
         return effects
 

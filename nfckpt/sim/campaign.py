@@ -29,7 +29,7 @@ __all__ = ["FULL", "Campaign", "Report", "everything", "first_violation", "shrin
 FULL = 500                      # seeds that reach everything
 TWICE = 50
 WITNESS = {"register": ("lead", "follow"), "protected": ("ok",), "solo": ("ok", "denied"), "claim": ("ok", "denied"),
-           "took": ("ok",), "gone": ("ok",)}
+           "took": ("ok",), "suspect": ("ok", "denied"), "gone": ("ok",)}
 ENDS = ("3 fenced", "4 handed over", "9 unprotectable", "11 lost the active before it was whole", "12 refused for now")
 
 
