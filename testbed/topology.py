@@ -121,6 +121,14 @@ class Testbed:
         """Let it pass again."""
         self._switch(link, up=True)
 
+    def unplug(self, link: str) -> None:
+        """Pull the cable of one of LINKS: nothing passes, and both ends lose carrier."""
+        self._plug(link, up=False)
+
+    def plug(self, link: str) -> None:
+        """Put it back: carrier at once, frames when the kernel's link watch gets to it, 1 to 2 s later."""
+        self._plug(link, up=True)
+
     def links_down(self, node: str) -> None:
         """The network side of a machine death: all links of `node` go, within a millisecond, and nothing says goodbye."""
         for link in _links_of(node):
@@ -131,10 +139,12 @@ class Testbed:
         for link in _links_of(node):
             self._switch(link, up=True)
 
+    def _plug(self, link: str, up: bool) -> None:
+        hub, port = _end(link)
+        netns.run_in(self.ns(hub), netns.set_flags, port, on=netns.UP if up else 0, off=0 if up else netns.UP)
+
     def _switch(self, link: str, up: bool) -> None:
-        if link not in LINKS:
-            raise ConfigError(f"no link {link!r} in the testbed", f"one of {', '.join(LINKS)}")
-        hub, port = LINKS[link]
+        hub, port = _end(link)
         netns.run_in(self.ns(hub), netns.set_bridge_port, port, up)
 
     def _hub(self, hub: str, plugs: dict[str, str]) -> None:
@@ -170,6 +180,12 @@ def _names(prefix: str) -> list[str]:
     if not re.fullmatch(r"[a-z0-9]{1,16}", prefix):
         raise ConfigError(f"testbed prefix {prefix!r}", "1 to 16 lower-case letters and digits")
     return [f"{prefix}-{role}" for role in ROLES]
+
+
+def _end(link: str) -> tuple[str, str]:
+    if link not in LINKS:
+        raise ConfigError(f"no link {link!r} in the testbed", f"one of {', '.join(LINKS)}")
+    return LINKS[link]
 
 
 def _links_of(node: str) -> list[str]:

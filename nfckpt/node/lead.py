@@ -260,6 +260,7 @@ class Leader(Shell):
         elif core.state.value == "holding" and not core.peer_dead and self._peer_dead():
             now = time.monotonic_ns()
             self._perform(core.on_peer_lost(now, "its process ended", True))
+        self._perform(core.on_ports(now, self._ports_down(now)))
         self._perform(core.tick(now))
         self._push(now)
         if core.engine.unprotectable and core.state.value in ("protecting", "active"):

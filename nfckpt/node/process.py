@@ -138,6 +138,7 @@ class Node(Follower, Leader):
                     "tap_gap": not core.tap.is_exact(now), "divergent": core.path.divergent_epoch}
         else:
             out |= {"role": "starting", "term": 0, "protected": False, "epoch": 0}
+        out["ports_down"] = self.ports_down
         out["unwitnessed"] = self.vigil is not None and self.vigil.unwitnessed
         if (tap := self._tap()) is not None:
             out["tap"] = tap.counters()

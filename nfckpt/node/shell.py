@@ -45,6 +45,7 @@ from nfckpt.wire.transport import Transport
 __all__ = ["EXIT", "MS", "Shell", "Stopped"]
 
 MS = 1_000_000
+CARRIER_MS = 2                  # far below the skew: what was sent on a dead port meanwhile is still expected by the standby's tap
 
 EXIT = {
     0: "stopped", 2: "bad configuration", 3: "fenced", 4: "handed over", 5: "refused by the active", 6: "divergent",
@@ -88,6 +89,9 @@ class Shell:
         self.receipt: dict[str, Any] | None = None
         self.receipt_due_ns = 0
         self.ended_in_order = False
+        self.ports_down: list[str] = []             # names of those without carrier
+        self.down_ns = 0                            # since when, while there are any
+        self._carrier_ns = 0
         self._slow_ns = 0
         self._drops_ns = 0
         self.patience = Patience(self.bounds.idle_spin_us, self.bounds.idle_yield_us)
@@ -136,6 +140,20 @@ class Shell:
 
     def status(self) -> dict[str, Any]:
         raise NotImplementedError
+
+    # ── ports ────────────────────────────────────────────────────────────────────────────────────
+
+    def _ports_down(self, now: int) -> bool:
+        """Has a port no carrier? Looked at every CARRIER_MS at most; what changes is reported."""
+        if now >= self._carrier_ns:
+            self._carrier_ns = now + CARRIER_MS * MS
+            down = [port.name for port in self.ports if not port.carrier()]
+            for name in sorted({*down} ^ {*self.ports_down}):
+                self._report("port_down" if name in down else "port_up", {"port": name})
+            if down and not self.ports_down:
+                self.down_ns = now
+            self.ports_down = down
+        return bool(self.ports_down)
 
     # ── channel ──────────────────────────────────────────────────────────────────────────────────
 

@@ -43,6 +43,7 @@ from nfckpt.replica.effects import (
 )
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
+    PORT_DOWN,
     PROTOCOL,
     TAP_GAP,
     Ack,
@@ -117,6 +118,7 @@ class Active:
         self.silent = False             # for so long that the follower may have claimed our term's successor
         self.asked_ns = 0
         self.handing_over = False       # a planned switch has begun: input stops
+        self.cut = False                # …because a port of ours has no carrier: what is committed leaves on the standby's
         self.handed = False             # the standby was told to claim our term's successor
         self.giving_up = ""             # why protection is to end while the standby is alive and well
         self.lost_ns = 0
@@ -245,6 +247,8 @@ class Active:
     @property
     def leave_until_ns(self) -> int:
         """The end of what `may_release` allows, as far as is known now."""
+        if self.cut:
+            return 0
         return NEVER if self.lease is None or not self.recording else max(0, self.lease.until_ns - LEASE_GUARD_NS)
 
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
@@ -326,7 +330,7 @@ class Active:
         gate.open()
         self.agent.recording = False
         self.agent.forget_names()
-        self.tap_open = self.whole = self.recording = self.handing_over = self.handed = False
+        self.tap_open = self.whole = self.recording = self.handing_over = self.cut = self.handed = False
         self.giving_up = ""
         self.path.holding = self.path.sync_pages = False
         effects: list[Effect] = self.unlimited(now)
@@ -379,6 +383,14 @@ class Active:
             self.handing_over = True
         return self.handing_over
 
+    def on_ports(self, now: int, down: bool) -> list[Effect]:
+        """About once a millisecond: a port of ours has no carrier. A standby that has one everywhere is handed the term: it has seen
+        on its tap what we did not, and emits again what we let go into the dead port."""
+        if not down or self.state is not S.ACTIVE or self.handing_over or self.path.peer_flags & PORT_DOWN:
+            return []
+        self.handing_over = self.cut = True
+        return [Event("switching", {"reason": "a port has no carrier"})]
+
     def handed_over(self, now: int) -> list[Effect]:
         """Call while `handing_over` after each poll: hands over once nothing is open, held or on its way.
 
@@ -386,7 +398,8 @@ class Active:
         """
         agent = self.agent
         if (not self.handing_over or self.state is not S.ACTIVE or agent.pending or agent.in_flight or self.path.staging.count
-                or self.engine.outstanding or agent.gate.held_frames or agent.gate.released_through != agent.gate.tail):
+                or self.engine.outstanding
+                or (not self.cut and (agent.gate.held_frames or agent.gate.released_through != agent.gate.tail))):
             return []
         self._move("handed_over")
         self.handed = True
