@@ -95,6 +95,8 @@ class Leader(Shell):
             self._receipt(takeover, standby, tap, applied_ns, live_ns, reemitted)
         self.listener = Listener(self.config, self.spec, self.life_fd)
         self._report("active", {"term": term, "blank": blank})
+        if blank and term > 1:
+            self._report("receipt", msgspec.to_builtins(Receipt.of_loss(term, self.node)))
         if takeover is None:
             self._warm()
         else:
