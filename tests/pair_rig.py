@@ -80,6 +80,11 @@ class Traffic:
         """Send no more; the sink goes on."""
         self._running.clear()
 
+    def forget(self) -> None:
+        """Count from 0. Only while nothing is under way."""
+        self._seen = [bytearray(), bytearray()]
+        self.sent, self.received = [0, 0], [0, 0]
+
     def close(self) -> None:
         self._done.set()
         self._thread.join()

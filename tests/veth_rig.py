@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from nfckpt.testbed import netns
 from nfckpt.testbed.topology import NODES, REP_IPS, Testbed
 from tests.pair_rig import PairRig
 
+_number = itertools.count()
+
 
 class VethRig(PairRig):
     """`with VethRig("hosts", hang_ms_max=200) as rig:` as PairRig, but the kernel's fence and carrier are real."""
@@ -33,7 +36,7 @@ class VethRig(PairRig):
         "rate_frames_per_s": 10_000}
 
     def _segments(self) -> tuple[list[Any], dict[str, NodeConfig]]:
-        self.bed = self._stack.enter_context(Testbed(f"nfo{os.getpid()}"))
+        self.bed = self._stack.enter_context(Testbed(f"nfr{os.getpid()}x{next(_number)}"))
         ends = [self._stack.enter_context(AfPacketPort("eth0", netns=self.bed.ns(role))) for role in ("client", "server")]
         return ends, {node: NodeConfig(ports=[f"afpacket:{device}@{self.bed.ns(node)}" for device in ("lan", "wan")],
                                        address=f"{REP_IPS[node]}:7701", netns=self.bed.ns(node), cpu=i)
