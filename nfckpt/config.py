@@ -103,6 +103,8 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """How long a blank standby tries to reach its active before it asks the witness again."""
     port_down_ms_max: int = 1000
     """How long a port of the standby may be without carrier before the standby gives up its place."""
+    orphan_ms_max: int = 5000
+    """Under Ray: how long a packet process whose actor is gone forwards on, for the actor's next life to take it over."""
     idle_spin_us: int = 50
     idle_yield_us: int = 100
     idle_wait_ms_max: int = 1

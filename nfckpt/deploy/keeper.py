@@ -8,7 +8,8 @@ Picture         keeper ──exec──► python -m nfckpt.node FD        one p
                    │ ◄── WitnessAsk, Report, Reply ──┘
                    └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order
 
-A process is started with exec, never fork, and ends with its keeper: it sees the socket's end within a millisecond.
+A process is started with exec, never fork. When its keeper ends it sees the socket's end within a millisecond: it ends too, or,
+with `spec.orphan_ms`, forwards on for so long, and a keeper of the same spec takes it over as it is (wire/adoption.py).
 (PR_SET_PDEATHSIG would be no better: it means the parent's thread, and a stopped process has a fence either way.)
 """
 
@@ -30,6 +31,7 @@ from nfckpt.errors import ProtectionError
 from nfckpt.failover.witness import Answer, Question
 from nfckpt.node import EXIT
 from nfckpt.wire import keeper as wire
+from nfckpt.wire.adoption import Adopted, adopt
 
 __all__ = ["Keeper"]
 
@@ -39,14 +41,15 @@ NO_RESTART = {0, 2, 5}          # stopped in order, bad configuration, refused: 
 
 
 class Keeper:
-    """Keeps node `spec.node` running. `ask`: carries one question to the witness (may raise; asked again later).
+    """Keeps node `spec.node` running. `ask`: carries one question to the witness (may raise; asked again later). `before`: called before
+    a process is started, where none was adopted: whatever an earlier life left must be dead by its return (I9).
     `on_event(name, at_ns, fields)`: called on the keeper's thread for every report, plus started and exited."""
 
     def __init__(self, spec: wire.NodeSpec, ask: AskWitness, on_event: Callable[[str, int, dict[str, Any]], None] | None = None,
-                 *, pass_fds: tuple[int, ...] = (), stderr: int | None = None) -> None:
+                 *, pass_fds: tuple[int, ...] = (), stderr: int | None = None, before: Callable[[], None] = lambda: None) -> None:
         self.spec, self._ask, self._on_event = spec, ask, on_event
-        self._pass_fds, self._stderr = pass_fds, stderr
-        self.process: subprocess.Popen[bytes] | None = None
+        self._pass_fds, self._stderr, self._before = pass_fds, stderr, before
+        self.process: subprocess.Popen[bytes] | Adopted | None = None
         self.starts = 0
         self.last_exit: tuple[int, str] | None = None
         self.events: deque[tuple[str, int, dict[str, Any]]] = deque(maxlen=1000)
@@ -165,6 +168,26 @@ class Keeper:
                     wire.send(sock, wire.WitnessSaid(answer))
 
     def _one_life(self) -> int:
+        self._reason, self._was_whole = "", False
+        sock, process = adopt(self.spec) or self._start()
+        self.process = process
+        with self._lock:
+            self._sock = sock
+        if isinstance(process, subprocess.Popen):
+            self._event("started", {"pid": process.pid})
+        try:
+            while raw := sock.recv(wire.DATAGRAM_BYTES_MAX):
+                self._take(sock, wire.from_process.decode(raw))
+        except ConnectionResetError:
+            pass                        # killed with unread commands in its socket
+        finally:
+            with self._lock:
+                self._sock = None
+            sock.close()
+        return process.wait()
+
+    def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        self._before()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for s in (ours, theirs):
             s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -173,23 +196,9 @@ class Keeper:
                 [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
                 pass_fds=(theirs.fileno(), *self._pass_fds),
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
-        self.process = process
-        self._reason, self._was_whole = "", False
         self.starts += 1
         wire.send(ours, self.spec)
-        with self._lock:
-            self._sock = ours
-        self._event("started", {"pid": process.pid})
-        try:
-            while raw := ours.recv(wire.DATAGRAM_BYTES_MAX):
-                self._take(ours, wire.from_process.decode(raw))
-        except ConnectionResetError:
-            pass                        # killed with unread commands in its socket
-        finally:
-            with self._lock:
-                self._sock = None
-            ours.close()
-        return process.wait()
+        return ours, process
 
     def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
         if isinstance(message, wire.WitnessAsk):
@@ -202,6 +211,8 @@ class Keeper:
         else:
             if message.name == "stopped":
                 self._reason = str(message.fields["reason"])
+                if isinstance(self.process, Adopted):
+                    self.process.said = int(message.fields["code"])
             self._was_whole |= message.name in ("standby", "protected")
             self._event(message.name, message.fields, message.at_ns)
 

@@ -3,9 +3,9 @@
     NodeActor       one per node, restarted by Ray: holds the Keeper of its packet process
     WitnessActor    one per pair, detached, never restarted: a blank witness would grant terms a second time
 
-Death of a node actor's worker (I13): the packet process reads the end of its socket within a millisecond and ends, the
-peer takes over. One that cannot read (stopped, stuck) is killed by the actor's next life before that starts a process:
-what it recorded in the run directory outlives it. Ray starts the next life by itself, on the same terms as the first.
+Death of a node actor's worker (I13): the packet process reads the end of its socket within a millisecond and forwards on, for
+orphan_ms_max; the actor's next life, which Ray starts by itself, adopts it (wire/adoption.py). One that does not answer (stopped,
+stuck) is killed by the next life before that starts a process: what it recorded in the run directory outlives it.
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ class NodeActor:
         self._first = 0                         # number of _rows[0]
         self._changed = threading.Condition()
         own_directory(self._spec.run_dir)
-        end_predecessor(self._spec.run_dir, self._spec.node)
-        self._keeper = Keeper(self._spec, self._ask, self._on_event)
+        self._keeper = Keeper(self._spec, self._ask, self._on_event, before=lambda: end_predecessor(self._spec.run_dir, self._spec.node))
         self._started = False
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self.start()

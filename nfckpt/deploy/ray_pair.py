@@ -201,7 +201,7 @@ class RayPair(PairBase):
         options: dict[str, Any] = {"num_cpus": 0, "resources": self.config.nodes[name].resources or None}
         if self._group is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, list(self.config.nodes).index(name))
-        spec = NodeSpec(self.config, name, self._key, self._run_dir)
+        spec = NodeSpec(self.config, name, self._key, self._run_dir, self.config.bounds.orphan_ms_max)
         try:
             return ray.remote(NodeActor).options(
                 name=self._actor_name(name), namespace=NAMESPACE, max_restarts=-1, max_concurrency=8, **options,

@@ -40,6 +40,7 @@ from nfckpt.replica.effects import (
 from nfckpt.replica.standby import Standby
 from nfckpt.secrets import PairSecrets
 from nfckpt.wire import keeper, kinds
+from nfckpt.wire.adoption import Orphan
 from nfckpt.wire.transport import Transport
 
 __all__ = ["EXIT", "MS", "Shell", "Stopped"]
@@ -81,6 +82,7 @@ class Shell:
         self.pidfd = -1
         self.core: Active | Standby | None = None
         self.takeover: Takeover | None = None
+        self.orphan: Orphan | None = None           # while there is no keeper
         self.vigil: Vigil | None = None             # from the registration on
         self.uncommitted = 0                        # inputs, when the active was lost
         self.promoted = 0
@@ -108,9 +110,10 @@ class Shell:
     def _heard(self) -> list[keeper.FromKeeper]:
         """Messages of the keeper; commands are answered here."""
         out: list[keeper.FromKeeper] = []
-        while (raw := keeper.receive(self.sock)) is not None:
+        while self._kept() and (raw := keeper.receive(self.sock)) is not None:
             if not raw:
-                raise Stopped(10, EXIT[10])
+                self._orphaned()
+                continue
             message = keeper.from_keeper.decode(raw)
             if isinstance(message, keeper.WitnessSaid):
                 if self.vigil is not None:
@@ -127,6 +130,30 @@ class Shell:
         if self.vigil is not None:
             self._perform(self.vigil.tick(time.monotonic_ns(), **self._here()))
         return out
+
+    def _orphaned(self) -> None:
+        """The keeper is gone: wait for its next life, or stop."""
+        try:
+            if not self.spec.orphan_ms:
+                raise FileNotFoundError
+            self.orphan = Orphan(self.spec, time.monotonic_ns())
+        except OSError:
+            raise Stopped(10, EXIT[10]) from None
+        self.sock.close()
+        self.sock, self._poll = self.orphan.sock, None          # whoever knocks there wakes us
+
+    def _kept(self) -> bool:
+        """Is there a keeper? One that adopts us is told who we are."""
+        if self.orphan is None:
+            return True
+        if (sock := self.orphan.poll()) is None:
+            if self.orphan.late(time.monotonic_ns()):
+                self.orphan.close()
+                raise Stopped(10, EXIT[10])
+            return False
+        self.orphan, self.sock, self._poll = None, sock, None
+        self._report("adopted", {"pid": os.getpid(), **self._here()})
+        return True
 
     def _here(self) -> dict[str, Any]:
         """What this node is, for a witness that does not know (W7)."""
