@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import time
 from pathlib import Path
@@ -21,7 +19,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def rig_of(profile: str, orphan_ms: int) -> PairRig:
-    rig = PairRig(profile, claim_ms_max=400)
+    rig = PairRig(profile, claim_ms_max=400, hang_ms_max=4000, rate_frames_per_s=10_000)
     for keeper in rig.pair.keepers.values():
         keeper.spec = msgspec.structs.replace(keeper.spec, orphan_ms=orphan_ms)
     return rig
@@ -97,9 +95,6 @@ def test_only_its_own_keeper_adopts_and_only_what_answers() -> None:
         assert adopt(msgspec.structs.replace(old.spec, orphan_ms=1)) is None
         flows(rig)
         pid = old.process.pid if old.process is not None else 0
-        standby = rig.pair.keepers[rig.standby].pid
-        os.kill(standby, signal.SIGSTOP)                # else it takes over from what stands still
-        with stopped(pid):
+        with stopped(pid):                              # for less than the hang bound
             assert adopt(old.spec) is None
-        os.kill(standby, signal.SIGCONT)
         next_life(rig, old)

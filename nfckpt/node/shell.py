@@ -148,7 +148,6 @@ class Shell:
             return True
         if (sock := self.orphan.poll()) is None:
             if self.orphan.late(time.monotonic_ns()):
-                self.orphan.close()
                 raise Stopped(10, EXIT[10])
             return False
         self.orphan, self.sock, self._poll = None, sock, None

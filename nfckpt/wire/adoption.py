@@ -35,7 +35,7 @@ def _path(spec: NodeSpec) -> Path:
 
 
 class Orphan:
-    """The process's side, from the end of its keeper on. `sock` listens; `late(now)`: nobody came in time.
+    """The process's side, from the end of its keeper on. `sock` listens.
 
     Raises OSError where it cannot listen: its folder is gone with its pair.
     """
@@ -50,7 +50,11 @@ class Orphan:
         self.sock.listen(1)
 
     def late(self, now: int) -> bool:
-        return now > self._until_ns
+        """Nobody came in time. Then nobody can come any more."""
+        if now <= self._until_ns:
+            return False
+        self._path.unlink(missing_ok=True)
+        return True
 
     def poll(self) -> socket.socket | None:
         """The keeper's socket, once one has said what only ours can say."""
@@ -62,14 +66,11 @@ class Orphan:
             return None
         who, self._who = self._who, None
         if _peer(who)[1] == os.getuid() and raw == msgspec.json.encode(self._spec):
-            self.close()
+            self._path.unlink(missing_ok=True)
+            self.sock.close()
             return who
         who.close()
         return None
-
-    def close(self) -> None:
-        self._path.unlink(missing_ok=True)
-        self.sock.close()
 
 
 def adopt(spec: NodeSpec) -> tuple[socket.socket, Adopted] | None:
