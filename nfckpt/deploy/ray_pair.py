@@ -13,16 +13,17 @@ Ray is never on a packet's or an epoch's way, and on a takeover's only where the
 
 What dies (I13)     What follows
 packet process      its keeper starts a blank one, the peer takes over meanwhile
-node actor          its packet process ends with it, the peer takes over; Ray restarts the actor, a blank node joins
+node actor          its packet process forwards on for orphan_ms_max; Ray restarts the actor, which adopts it as it is. Else it
+                    ends, and the peer takes over
 actor for good      `RayPair` makes a new one (its placement group moves to another host where there is one)
 witness             `witness_lost`; the pair goes on as it is: in profile host still a takeover on proof. `RayPair` makes a new,
                     blank one, which grants nothing until it has heard both nodes (W7), or an operator forces it
-driver              Ray ends the node actors, so the pair stops; the witness stays in a cluster that stays, and goes on
+driver              Ray ends the node actors, so the pair stops orphan_ms_max later; the witness stays in a cluster that stays, and goes on
                     counting when the pair is started again (a killed driver also leaves /tmp/nfckpt-*, a directory
                     of socket names)
 a host              like the node actor on it. The witness lives on Ray's head: best a third host, for without witness
                     profile hosts can neither take over nor go on alone
-Ray as a whole      the actors end, so the pair stops
+Ray as a whole      the actors end, so the pair stops orphan_ms_max later
 """
 
 from __future__ import annotations
