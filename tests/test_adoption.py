@@ -97,4 +97,3 @@ def test_only_its_own_keeper_adopts_and_only_what_answers() -> None:
         pid = old.process.pid if old.process is not None else 0
         with stopped(pid):                              # for less than the hang bound
             assert adopt(old.spec) is None
-        next_life(rig, old)

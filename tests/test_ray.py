@@ -223,7 +223,9 @@ def test_an_actor_that_ray_gave_up_is_made_again(cluster: Cluster, segment: Segm
     import ray
 
     log = Log()
-    with RayPair(segment.config("gone", "host"), on_event=log) as pair:
+    config = segment.config("gone", "host")
+    config = msgspec.structs.replace(config, bounds=msgspec.structs.replace(config.bounds, orphan_ms_max=0))     # nothing is adopted
+    with RayPair(config, on_event=log) as pair:
         pair.wait_protected()
         ray.kill(ray.get_actor("nfckpt-node-gone-a", NAMESPACE))        # no restart
         assert pair.wait_protected(term=2) == "b"
