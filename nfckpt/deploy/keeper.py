@@ -109,7 +109,7 @@ class Keeper:
         return reply
 
     def hear(self, answer: Answer) -> None:
-        """The witness tells this node what another's question means for it (W6)."""
+        """The witness tells this node what another's question means for it (W7)."""
         with self._lock:
             sock = self._sock
         if sock is not None:

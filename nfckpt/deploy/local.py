@@ -50,7 +50,7 @@ class LocalPair(PairBase):
         with self._lock:
             answer = self.witness.ask(question)
         if answer.verb == "suspect" and answer.said == "ok" and answer.holder:
-            self.keepers[answer.holder].hear(answer)        # W6
+            self.keepers[answer.holder].hear(answer)        # W7
         return answer
 
     def view(self) -> WitnessView:

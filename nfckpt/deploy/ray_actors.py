@@ -46,7 +46,7 @@ class WitnessActor:
         said = self._witness.ask(msgspec.convert(question, Question))
         answer: dict[str, Any] = msgspec.to_builtins(said)
         if said.verb == "suspect" and said.said == "ok" and said.holder:
-            self._tell(said.holder, answer)                     # W6
+            self._tell(said.holder, answer)                     # W7
         return answer
 
     def _tell(self, node: str, answer: dict[str, Any]) -> None:

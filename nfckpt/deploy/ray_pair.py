@@ -17,7 +17,7 @@ node actor          its packet process forwards on for orphan_ms_max; Ray restar
                     ends, and the peer takes over
 actor for good      `RayPair` makes a new one (its placement group moves to another host where there is one)
 witness             `witness_lost`; the pair goes on as it is: in profile host still a takeover on proof. `RayPair` makes a new,
-                    blank one, which grants nothing until it has heard both nodes (W7), or an operator forces it
+                    blank one, which grants nothing until it has heard both nodes (W8), or an operator forces it
 driver              Ray ends the node actors, so the pair stops orphan_ms_max later; the witness stays in a cluster that stays, and goes on
                     counting when the pair is started again (a killed driver also leaves /tmp/nfckpt-*, a directory
                     of socket names)

@@ -4,11 +4,12 @@ Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            eac
 
             CLAIM    on suspicion the witness is asked for the next term; on proof (profile host) the standing grant serves,
                      once the active told us that it is recorded, and unless it parted from us first. A planned switch asks:
-                     the active lives, and takes the term back if we die before we have it. Where the replication link can be cut, the
-                     claim waits for claim_ms: the witness tells the active of our suspicion, and one that lives is preferred (W6).
+                     the active lives, and takes the term back if we die before we took it. Where the replication link can be cut, the
+                     claim waits for claim_ms: the witness tells the active of our suspicion, and one that lives is preferred (W7).
                      No witness for claim_ms_max: asked again and again, or (when_alone = unsafe_continue) gone without.
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
+                     Then the witness is told that we took the term. Hosts: only its yes makes it final, we wait for it.
             SETTLE   keep reading the segment and the channel until every committed output that can have left was seen, or the skew
                      is over. (Over shared memory an output whose ack the dead active had not read cannot have left.)
             LIVE     apply what is registered, re-emit, restart the app, replay (the shell does it, on Promote).
@@ -54,6 +55,7 @@ class Takeover:
         self.marks: dict[str, int] = {}
         self.unheard = False            # the witness was told, not asked, and has not said that it knows
         self._asked_ns = 0
+        self.alone = False              # no witness answered (when_alone = unsafe_continue)
         self._free_ns = 0               # when the claim may be put
         self._waits = leases and not proof and not handover
         self._killed = False
@@ -66,6 +68,8 @@ class Takeover:
 
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered our claim (or our report of a takeover on proof)."""
+        if answer.said == "wait":
+            return []                       # asked again
         if answer.verb == "took":
             self.unheard = False
         if answer.verb == "suspect" and not answer.holder:
@@ -84,21 +88,16 @@ class Takeover:
         effects: list[Effect] = []
         if self.step is Step.CLAIM:
             if self.standby.promotable and self.proof and self.kills and not self.parted and not self.handover:
-                self.unheard = True             # the active goes on telling it
-                effects.append(Ask(Question("took", self.node, self.term)))
                 self._next(now, Step.FENCE)
             elif self.bounds.when_alone == "unsafe_continue" and now - self.started_ns > self.bounds.claim_ms_max * MS:
-                self.unheard = True
-                effects += [Event("alone", {"term": self.term}), Ask(Question("took", self.node, self.term))]
+                self.alone = True
+                effects.append(Event("alone", {"term": self.term}))
                 self._next(now, Step.FENCE)
             elif self._waits:
                 self._waits, self._free_ns = False, now + self.bounds.claim_ms * MS
                 effects.append(Ask(Question("suspect", self.node, self.term)))
-            elif now < self._free_ns:
-                pass
-            elif now - self._asked_ns > self.bounds.claim_ms_max * MS or not self._asked_ns:
-                self._asked_ns = now
-                effects.append(Ask(Question("claim", self.node, self.term)))
+            elif now >= self._free_ns:
+                effects += self._ask(now, "claim")
         if self.step is Step.FENCE:
             if self.handover:
                 self._fenced(now)
@@ -111,12 +110,21 @@ class Takeover:
             elif not self.leases or now >= self.standby.acked_ns + (self.bounds.lease_ms + self.bounds.lease_margin_ms) * MS:
                 self._fenced(now)
         if self.step is Step.SETTLE:
+            effects += self._ask(now, "took")       # host: once, and the active goes on telling it
             settled = self.standby.tap.read_ns >= self._fenced_ns + self.bounds.tap_skew_ms_max * MS
-            if settled or not self.standby.tap.waiting_outputs_below(self.standby.path.released_at_most()):
+            if ((settled or not self.standby.tap.waiting_outputs_below(self.standby.path.released_at_most()))
+                    and (self.kills or self.alone or not self.unheard)):
                 self._next(now, Step.LIVE)
                 effects.append(Promote(self.term))
         return effects
 
+    def _ask(self, now: int, verb: str) -> list[Effect]:
+        """Again every `claim_ms_max`, until it is answered."""
+        if (verb == "took" and not self.unheard) or (self._asked_ns and now - self._asked_ns <= self.bounds.claim_ms_max * MS):
+            return []
+        self._asked_ns = now
+        return [Ask(Question(verb, self.node, self.term))]
+
     def _fenced(self, now: int) -> None:
-        self._fenced_ns = now
+        self._fenced_ns, self._asked_ns, self.unheard = now, 0, True
         self._next(now, Step.SETTLE)

@@ -3,7 +3,7 @@
 Picture     here ──► ok            every claim_ms_max / 2; nothing depends on the answer while nobody is lost
             here ──► (silence)     after claim_ms_max: event `unwitnessed`, shown in status: proof still promotes on one host, but
                                    what needs a grant waits (bounds.when_alone)
-            here ──► wait, mark 9  the witness is a new one and blank (W7): said again with its mark, at once
+            here ──► wait, mark 9  the witness is a new one and blank (W8): said again with its mark, at once
             here ──► ok            event `witnessed`
 
 Promises    V1 at most one question in claim_ms_max / 2, and one more for each new mark.

@@ -302,7 +302,7 @@ class World:
             if node is not None and node.alive:
                 node.answers.append((back, said))
             if q.verb == "suspect" and said.said == "ok" and (holder := self.lives.get(said.holder)) is not None:
-                holder.answers.append((back, said))             # W6
+                holder.answers.append((back, said))             # W7
 
         self.at(there, answer)
 
