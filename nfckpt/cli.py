@@ -267,6 +267,26 @@ def failover(pair: PairName = None, as_json: Json = False) -> None:
 
 @app.command(epilog="""Examples:
 
+nfckpt witness
+
+nfckpt witness --force --pair edge-nat""")
+def witness(
+    pair: PairName = None,
+    force: Annotated[bool, typer.Option("--force", help="The nodes it still waits for are dead: grant terms without them.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Who holds the term, by the witness; and whom a restarted one still waits for before it grants anything."""
+    import json
+
+    from nfckpt.deploy.control import ask
+    body = ask(pair, "force" if force else "witness")
+    waits = f"; blank, waits for {', '.join(body['missing'])}" if body["missing"] else ""
+    print(json.dumps(body) if as_json else
+          f"{body['pair']}: term {body['term']}, active {body['holder'] or 'nobody'}, standby {body['standby'] or 'nobody'}{waits}")
+
+
+@app.command(epilog="""Examples:
+
 nfckpt receipts
 
 nfckpt receipts --json | jq '.receipts[].steps_us.total'""")

@@ -94,8 +94,17 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """What the standby waits beyond the lease: clock rate differences and timer granularity."""
     claim_ms_max: int = 2000
     """How long the witness may take to answer before it is asked again."""
+    claim_ms: int = 50
+    """Profile hosts: how long a standby that lost the active waits before it claims, so that an active that lives is preferred."""
+    when_alone: Literal["stop", "unsafe_continue"] = "stop"
+    """A node that lost its peer without proof and hears no witness for claim_ms_max: emits nothing until it hears one, or goes on
+    by itself. If the peer does so too, both emit."""
     join_ms_max: int = 10000
     """How long a blank standby tries to reach its active before it asks the witness again."""
+    port_down_ms_max: int = 1000
+    """How long a port of the standby may be without carrier before the standby gives up its place."""
+    orphan_ms_max: int = 5000
+    """Under Ray: how long a packet process whose actor is gone forwards on, for the actor's next life to take it over."""
     idle_spin_us: int = 50
     idle_yield_us: int = 100
     idle_wait_ms_max: int = 1
@@ -218,6 +227,8 @@ def check(c: PairConfig) -> None:
     need(b.beat_ms >= 1, "beat_ms", "must be at least 1")
     need(b.hang_ms_max >= 4 * b.beat_ms, "hang_ms_max", f"must be at least four beats ({4 * b.beat_ms} ms)")
     need(b.lease_ms >= 4 * b.beat_ms, "lease_ms", f"must be at least four beats ({4 * b.beat_ms} ms)")
+    need(b.claim_ms <= b.lease_ms + b.lease_margin_ms, "claim_ms",
+         f"must not be above lease_ms + lease_margin_ms ({b.lease_ms + b.lease_margin_ms}): a takeover waits for those anyhow")
     need(b.lease_margin_ms >= 5, "lease_margin_ms", "must be at least 5: the kernel's timers are that coarse")
     # one epoch may write every line, send a full gate, name every frame and carry a group of pages
     epoch = (b.arena_bytes * 17 // 16 + b.gate_bytes_max + 16 * b.gate_frames_max + 9 * b.names_max

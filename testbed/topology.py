@@ -131,6 +131,14 @@ class Testbed:
         """Let it pass again."""
         self._switch(link, up=True)
 
+    def unplug(self, link: str) -> None:
+        """Pull the cable of one of LINKS: nothing passes, and both ends lose carrier."""
+        self._plug(link, up=False)
+
+    def plug(self, link: str) -> None:
+        """Put it back: carrier at once, frames when the kernel's link watch gets to it, 1 to 2 s later."""
+        self._plug(link, up=True)
+
     def links_down(self, node: str) -> None:
         """The network side of a machine death: all links of `node` go, within a millisecond, and nothing says goodbye.
 
@@ -145,14 +153,15 @@ class Testbed:
         for link in _links_of(node):
             self._switch(link, up=True)
 
+    def _plug(self, link: str, up: bool) -> None:
+        hub, port = _end(link)
+        netns.run_in(self.ns(hub), netns.set_flags, port, on=netns.UP if up else 0, off=0 if up else netns.UP)
     def where(self, mac: str) -> dict[str, str]:
         """Which port each switch has learned a MAC at, as {"lan": "a", "wan": "a"}; a segment that has not, and a hub, are left out."""
         return {name: port for name in ("lan", "wan") if (port := netns.run_in(self.ns(f"hub_{name}"), _learned, mac.lower()))}
 
     def _switch(self, link: str, up: bool) -> None:
-        if link not in LINKS:
-            raise ConfigError(f"no link {link!r} in the testbed", f"one of {', '.join(LINKS)}")
-        hub, port = LINKS[link]
+        hub, port = _end(link)
         netns.run_in(self.ns(hub), netns.set_bridge_port, port, up)
         if self.segment == "switch" and hub != "hub_rep":
             netns.run_in(self.ns(hub), shut, port, not up)
@@ -193,6 +202,12 @@ def _names(prefix: str) -> list[str]:
     if not re.fullmatch(r"[a-z0-9]{1,16}", prefix):
         raise ConfigError(f"testbed prefix {prefix!r}", "1 to 16 lower-case letters and digits")
     return [f"{prefix}-{role}" for role in ROLES]
+
+
+def _end(link: str) -> tuple[str, str]:
+    if link not in LINKS:
+        raise ConfigError(f"no link {link!r} in the testbed", f"one of {', '.join(LINKS)}")
+    return LINKS[link]
 
 
 def _links_of(node: str) -> list[str]:

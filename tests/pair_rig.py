@@ -16,11 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
+from typing_extensions import Self
 
 from nfckpt.config import Bounds, NodeConfig, PairConfig
 from nfckpt.deploy.local import LocalPair
@@ -78,6 +79,11 @@ class Traffic:
     def pause(self) -> None:
         """Send no more; the sink goes on."""
         self._running.clear()
+
+    def forget(self) -> None:
+        """Count from 0. Only while nothing is under way."""
+        self._seen = [bytearray(), bytearray()]
+        self.sent, self.received = [0, 0], [0, 0]
 
     def close(self) -> None:
         self._done.set()
@@ -143,16 +149,17 @@ class PairRig:
                  app_args: dict[str, Any] | None = None, b_differs: dict[str, Any] | None = None, quarantine_dir: str = "", **bounds: Any) -> None:
         self._stack = contextlib.ExitStack()
         self.profile, self.app, self._traffic = profile, app, traffic
-        self.hubs = [self._stack.enter_context(MemoryHub(3, RING_FRAMES)) for _ in range(2)]
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.traffic = Traffic([self._stack.enter_context(hub.open(0)) for hub in self.hubs], frames_s)
-        self._stack.callback(self.traffic.close)
-        listen = free_ports(2)
-        self.config = PairConfig(
-            name="rig", app=app, profile=profile, app_args=app_args or APP_ARGS.get(app, {}), quarantine_dir=quarantine_dir,
-            bounds=Bounds(**{"unsafe_no_egress_lease": True, "arena_bytes": 8 << 20, "message_bytes_max": 128 << 20, **bounds}),
-            nodes={name: NodeConfig(ports=[hub.endpoint_spec(i, by_path=True) for hub in self.hubs], address=f"127.0.0.1:{listen[i - 1]}")
-                   for i, name in enumerate("ab", 1)})
+        try:
+            ends, nodes = self._segments()
+            self.traffic = Traffic(ends, frames_s)
+            self._stack.callback(self.traffic.close)
+            self.config = PairConfig(
+                name="rig", app=app, profile=profile, app_args=app_args or APP_ARGS.get(app, {}), quarantine_dir=quarantine_dir,
+                bounds=Bounds(**{**self.BOUNDS, **bounds}), nodes=nodes)
+        except BaseException:
+            self._stack.close()
+            raise
         self.pair = LocalPair(self.config, on_event=lambda name, at_ns, fields: self.events.append((name, fields)))
         b = self.pair.keepers["b"]                          # what node b alone believes: config or key
         differs = dict(b_differs or {})
@@ -160,7 +167,17 @@ class PairRig:
         self._agreed = not b_differs
         b.spec = msgspec.structs.replace(b.spec, key=key, config=msgspec.structs.replace(self.config, **differs))
 
-    def __enter__(self) -> PairRig:
+    BOUNDS: ClassVar[dict[str, Any]] = {"unsafe_no_egress_lease": True, "arena_bytes": 8 << 20, "message_bytes_max": 128 << 20}
+
+    def _segments(self) -> tuple[list[Any], dict[str, NodeConfig]]:
+        """The ports of the traffic, left and right, and the nodes with theirs."""
+        self.hubs = [self._stack.enter_context(MemoryHub(3, RING_FRAMES)) for _ in range(2)]
+        listen = free_ports(2)
+        nodes = {name: NodeConfig(ports=[hub.endpoint_spec(i, by_path=True) for hub in self.hubs], address=f"127.0.0.1:{listen[i - 1]}")
+                 for i, name in enumerate("ab", 1)}
+        return [self._stack.enter_context(hub.open(0)) for hub in self.hubs], nodes
+
+    def __enter__(self) -> Self:
         try:
             self._stack.enter_context(self.pair)
             if not self._agreed:

@@ -169,6 +169,7 @@ def test_killed_packet_processes_cost_no_frame(cluster: Cluster, segment: Segmen
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_killed_worker_is_replaced_and_costs_no_frame(cluster: Cluster, segment: Segment, profile: str) -> None:
+    """Its packet process forwards on, and the actor's next life adopts it: nobody has to take over."""
     log = Log()
     with RayPair(segment.config("worker", profile), on_event=log) as pair:
         active = pair.wait_protected()
@@ -176,14 +177,33 @@ def test_a_killed_worker_is_replaced_and_costs_no_frame(cluster: Cluster, segmen
         with segment:
             time.sleep(0.2)
             os.kill(before["keeper_pid"], signal.SIGKILL)
-            assert pair.wait_protected(term=2) != active
+            eventually(lambda: log.all("adopted"))
             time.sleep(0.2)
+            after = pair.status()[active]
+            assert (after["pid"], after["role"], after["protected"]) == (before["pid"], "active", True)
+            assert after["keeper_pid"] != before["keeper_pid"] and pair.wait_protected() == active
+            assert pair.failover()                      # its commands and its questions arrive again
+            assert pair.wait_protected(term=2) != active
         segment.check()
         eventually(lambda: log.all("keeper_back"))
         assert log.all("keeper_lost")[0]["node"] == log.all("keeper_back")[0]["node"] == active
-        after = pair.status()[active]
-        assert after["role"] == "standby" and after["keeper_pid"] != before["keeper_pid"]
-        assert not start_time(before["pid"])
+
+
+def test_a_killed_witness_is_made_again_and_believes_both_nodes(cluster: Cluster, segment: Segment) -> None:
+    import ray
+
+    log = Log()
+    with RayPair(segment.config("witness", "host"), on_event=log) as pair:
+        active = pair.wait_protected()
+        with segment:
+            time.sleep(0.1)
+            ray.kill(ray.get_actor(pair.witness_name, NAMESPACE))
+            eventually(lambda: log.all("witness_back"))
+            eventually(lambda: pair.view().missing == ())
+            assert (pair.view().term, pair.view().holder, bool(pair.view().standby)) == (1, active, True)
+            pair.kill_active()
+            assert pair.wait_protected(term=2) != active
+        segment.check()
 
 
 def test_a_stopped_packet_process_does_not_outlive_its_actor(cluster: Cluster, segment: Segment) -> None:
@@ -203,7 +223,9 @@ def test_an_actor_that_ray_gave_up_is_made_again(cluster: Cluster, segment: Segm
     import ray
 
     log = Log()
-    with RayPair(segment.config("gone", "host"), on_event=log) as pair:
+    config = segment.config("gone", "host")
+    config = msgspec.structs.replace(config, bounds=msgspec.structs.replace(config.bounds, orphan_ms_max=0))     # nothing is adopted
+    with RayPair(config, on_event=log) as pair:
         pair.wait_protected()
         ray.kill(ray.get_actor("nfckpt-node-gone-a", NAMESPACE))        # no restart
         assert pair.wait_protected(term=2) == "b"
@@ -387,3 +409,49 @@ def test_two_hosts_hold_a_node_each_and_one_may_go() -> None:
 @pytest.mark.box
 def test_nothing_leaves_the_machine_at_start() -> None:
     in_box(QUIET)
+
+
+CLUSTER_GONE = """
+import os, signal, time
+from pathlib import Path
+import msgspec
+from nfckpt.deploy.ray_env import start_local_cluster, start_time
+from nfckpt.deploy.ray_pair import RayPair
+from tests.test_ray import Log, Segment, eventually
+
+def kill(name):
+    pids = [int(p) for p in os.listdir("/proc") if p.isdigit() and name in Path("/proc", p, "cmdline").read_text().split(chr(0))[0]]
+    assert pids, name
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+with start_local_cluster(parent="/run"):
+    segment, log = Segment(), Log()
+    config = segment.config("lost", "host")
+    config = msgspec.structs.replace(config, bounds=msgspec.structs.replace(config.bounds, orphan_ms_max=3000))
+    pair = RayPair(config, on_event=log).start()
+    active = pair.wait_protected()
+    before = pair.status()
+    with segment:
+        kill("gcs_server")
+        time.sleep(0.5)
+        os.kill(before[active]["pid"], signal.SIGKILL)          # its keeper and the witness need no GCS
+        eventually(lambda: len(log.all("protected")) == 2)
+        after = pair.status()
+        assert after[active]["role"] == "standby" and after[active]["pid"] != before[active]["pid"]
+        kill("raylet")
+        keepers = [s["keeper_pid"] for s in after.values()]
+        eventually(lambda: not any(map(start_time, keepers)))   # the workers end with their raylet
+        lost, got = time.monotonic(), len(segment.got)
+        time.sleep(1)
+        assert all(start_time(s["pid"]) for s in after.values()) and len(segment.got) > got + 500
+    segment.check()
+    eventually(lambda: not any(start_time(s["pid"]) for s in after.values()))
+    assert 2 < time.monotonic() - lost < 9, time.monotonic() - lost
+    os._exit(0)
+"""
+
+
+@pytest.mark.box
+def test_packets_flow_on_without_gcs_and_for_a_while_without_a_cluster() -> None:
+    in_box(CLUSTER_GONE)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
-from nfckpt.failover.witness import Question, Witness
+from nfckpt.failover.vigil import Vigil
+from nfckpt.failover.witness import Answer, Question, Witness, WitnessView
+from nfckpt.replica.effects import Ask, Event
 
 DEPTH = 7
 OTHER = {"a": "b", "b": "a"}
+HERE_A, HERE_B = Question("here", "a", 4, "b", leads=True), Question("here", "b", 4)
 
 
 Kept = tuple[int, str, str, str, int, tuple[tuple[str, str], ...]]
@@ -44,7 +48,9 @@ def questions(h: History) -> list[Question]:
         out += [Question("register", node, life=f"{node}{h.lives[i]}"), Question("register", node, life=f"{node}{h.lives[i] + 1}"),
                 Question("gone", node)]
         for term in range(max(1, h.witness[0] - 2), h.witness[0] + 2):
-            out += [Question("protected", node, term, OTHER[node]), Question("solo", node, term), Question("reclaim", node, term), Question("claim", node, term),
+            out += [Question("suspect", node, term), Question("here", node, term, OTHER[node], leads=True),
+                    Question("protected", node, term, OTHER[node]), Question("solo", node, term), Question("reclaim", node, term),
+                    Question("claim", node, term),
                     Question("took", node, term)]
     return out
 
@@ -129,3 +135,76 @@ def test_a_word_that_is_none_of_its_own_is_denied() -> None:
     w = Witness()
     for verb in ("", "unknown", "crown", "ask", "_init__", "_class__"):
         assert w.ask(Question(verb, "a")).said == "denied", verb
+
+
+def test_w7_a_suspicion_changes_nothing_and_tells_who_holds() -> None:
+    w = Witness()
+    for q in (Question("register", "a", life="1"), Question("register", "b", life="2"), Question("protected", "a", 1, "b")):
+        w.ask(q)
+    before = w.view()
+    assert w.ask(Question("suspect", "b", 2)) == Answer("suspect", "ok", 1, "a")
+    assert [w.ask(Question("suspect", node, term)).said for node, term in (("a", 2), ("b", 1), ("b", 3), ("c", 2))] == ["denied"] * 4
+    assert w.view() == before
+    assert w.ask(Question("solo", "a", 1)).said == "ok"
+    assert w.ask(Question("suspect", "b", 2)).said == w.ask(Question("claim", "b", 2)).said == "denied"
+
+
+def said(w: Witness, *asked: Question) -> list[str]:
+    return [w.ask(q).said for q in asked]
+
+
+def marked(q: Question, mark: int = 9) -> Question:
+    return msgspec.structs.replace(q, number=mark)
+
+
+EVERY = [Question("claim", "b", 5), Question("took", "b", 5), Question("solo", "a", 4), Question("protected", "a", 4, "b"),
+         Question("suspect", "b", 5)]
+
+
+def test_w8_a_restarted_witness_grants_nothing_before_it_has_heard_both() -> None:
+    w = Witness("ab", mark=9)
+    assert said(w, *EVERY) == ["wait"] * 5
+    assert said(w, HERE_A, HERE_B) == ["wait", "wait"] and w.view().missing == ("a", "b")       # what they said may be old
+    assert said(w, marked(HERE_A), *EVERY) == ["wait"] * 6 and w.view().missing == ("b",)
+    assert said(w, marked(HERE_B)) == ["ok"] and w.view() == WitnessView(4, "a", "b")
+    assert said(w, Question("claim", "b", 5)) == ["ok"] and w.view() == WitnessView(5, "b", "")
+
+
+def test_w8_who_leads_a_later_term_is_believed_and_a_blank_one_is_no_standby() -> None:
+    w = Witness("ab", mark=9)
+    assert said(w, marked(HERE_A), marked(Question("here", "b", 5, leads=True))) == ["wait", "ok"]
+    assert w.view() == WitnessView(5, "b", "") and said(w, Question("solo", "a", 4)) == ["denied"]
+    w = Witness("ab", mark=9)
+    assert said(w, Question("register", "b", life="new"), marked(HERE_A)) == ["wait", "ok"]     # a did not notice yet
+    assert w.view() == WitnessView(4, "a", "") and said(w, Question("claim", "b", 5)) == ["denied"]
+    assert said(w, Question("register", "b", life="new")) == ["follow"]
+
+
+def test_w8_blank_nodes_and_an_operators_word() -> None:
+    w = Witness("ab", mark=9)
+    assert said(w, Question("register", "b", life="1"), Question("register", "a", life="2"), Question("register", "b", life="1")) == [
+        "wait", "lead", "follow"]
+    w = Witness("ab", mark=9)
+    assert said(w, marked(HERE_A), Question("solo", "a", 4)) == ["wait", "wait"]
+    w.force()
+    assert said(w, Question("solo", "a", 4)) == ["ok"] and w.view() == WitnessView(4, "a", "")
+
+
+MS = 1_000_000
+
+
+def test_vigil_says_when_nobody_answers_and_repeats_a_mark_at_once() -> None:
+    v = Vigil("a", claim_ms_max=100, now=1000 * MS)
+
+    def tick(ms: int) -> list[Ask | Event]:
+        return v.tick(ms * MS, term=4, leads=True, other="b")      # type: ignore[return-value]
+
+    assert tick(1050) == [] and tick(1051) == [Ask(HERE_A)] and tick(1052) == []
+    assert v.heard(1053 * MS, Answer("here", "ok", 4, "a")) == [] and not v.unwitnessed
+    assert tick(1102) == [Ask(HERE_A)]
+    assert tick(1154) == [Ask(HERE_A), Event("unwitnessed", {"silent_ms": 101})] and v.unwitnessed
+    assert v.heard(1155 * MS, Answer("here", "wait", 0, "", 9)) == [] and v.unwitnessed         # it is there, and grants nothing
+    assert tick(1156) == [Ask(marked(HERE_A))] and tick(1157) == []
+    assert v.heard(1158 * MS, Answer("here", "ok", 4, "a", 9)) == [Event("witnessed", {})] and not v.unwitnessed
+    assert tick(1159) == []
+    assert v.heard(1160 * MS, Answer("solo", "ok", 4, "a")) == []                              # any answer will do

@@ -19,9 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import msgspec
+
 from nfckpt.config import PairConfig
 from nfckpt.deploy.control import ControlServer
 from nfckpt.errors import ConfigError, MachineError, ProtectionError
+from nfckpt.failover.witness import WitnessView
 from nfckpt.observe.events import EventLog, Scribe
 
 __all__ = ["Pair", "answer", "has_ray", "make_pair", "run_foreground", "status_body"]
@@ -43,6 +46,8 @@ class Pair(Protocol):
     def close(self) -> None: ...
     def status(self) -> dict[str, dict[str, Any]]: ...
     def failover(self) -> bool: ...
+    def view(self) -> WitnessView: ...
+    def force_witness(self) -> None: ...
 
 
 def has_ray() -> bool:
@@ -86,8 +91,12 @@ def answer(pair: Pair, events: EventLog, verb: str) -> dict[str, Any]:
         return {"pair": pair.config.name, "receipts": list(events.receipts)}
     if verb == "events":
         return {"pair": pair.config.name, "events": list(events.rows), "unwritten": events.unwritten}
+    if verb in ("witness", "force"):
+        if verb == "force":
+            pair.force_witness()
+        return {"pair": pair.config.name, **msgspec.to_builtins(pair.view())}
     if verb != "failover":
-        raise ProtectionError(f"unknown question {verb!r}", "status, receipts, events or failover")
+        raise ProtectionError(f"unknown question {verb!r}", "status, receipts, events, witness, force or failover")
     before = pair.active
     if not before or not pair.failover():
         raise ProtectionError("no failover now: the pair is not protected", "`nfckpt status` shows why; wait for its standby")

@@ -1,13 +1,15 @@
 """Keeper: starts one packet process after another, watches it, carries its questions to the witness.
 
 Who uses it     the Ray actor (ray_actors.py), the local runner (local.py), or a program that embeds a pair. One thread of
-                its own reads the process's socket; calls from other threads are safe.
+                its own reads the process's socket, another carries questions to the witness, one after the other, so that
+                one that does not answer holds up nothing else; calls from other threads are safe.
 
 Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life
                    │ ◄── WitnessAsk, Report, Reply ──┘
                    └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order
 
-A process is started with exec, never fork, and ends with its keeper: it sees the socket's end within a millisecond.
+A process is started with exec, never fork. When its keeper ends it sees the socket's end within a millisecond: it ends too, or,
+with `spec.orphan_ms`, forwards on for so long, and a keeper of the same spec takes it over as it is (wire/adoption.py).
 (PR_SET_PDEATHSIG would be no better: it means the parent's thread, and a stopped process has a fence either way.)
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -28,6 +31,7 @@ from nfckpt.errors import ProtectionError
 from nfckpt.failover.witness import Answer, Question
 from nfckpt.node import EXIT
 from nfckpt.wire import keeper as wire
+from nfckpt.wire.adoption import Adopted, adopt
 
 __all__ = ["Keeper"]
 
@@ -37,14 +41,15 @@ NO_RESTART = {0, 2, 5}          # stopped in order, bad configuration, refused: 
 
 
 class Keeper:
-    """Keeps node `spec.node` running. `ask`: carries one question to the witness (may raise; asked again later).
+    """Keeps node `spec.node` running. `ask`: carries one question to the witness (may raise; asked again later). `before`: called before
+    a process is started, where none was adopted: whatever an earlier life left must be dead by its return (I9).
     `on_event(name, at_ns, fields)`: called on the keeper's thread for every report, plus started and exited."""
 
     def __init__(self, spec: wire.NodeSpec, ask: AskWitness, on_event: Callable[[str, int, dict[str, Any]], None] | None = None,
-                 *, pass_fds: tuple[int, ...] = (), stderr: int | None = None) -> None:
+                 *, pass_fds: tuple[int, ...] = (), stderr: int | None = None, before: Callable[[], None] = lambda: None) -> None:
         self.spec, self._ask, self._on_event = spec, ask, on_event
-        self._pass_fds, self._stderr = pass_fds, stderr
-        self.process: subprocess.Popen[bytes] | None = None
+        self._pass_fds, self._stderr, self._before = pass_fds, stderr, before
+        self.process: subprocess.Popen[bytes] | Adopted | None = None
         self.starts = 0
         self.last_exit: tuple[int, str] | None = None
         self.events: deque[tuple[str, int, dict[str, Any]]] = deque(maxlen=1000)
@@ -56,11 +61,14 @@ class Keeper:
         self._replied = threading.Condition(self._lock)
         self._number = 0
         self._stopping = threading.Event()
+        self._questions: queue.SimpleQueue[tuple[Question, socket.socket | None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"keeper-{spec.node}", daemon=True)
+        self._asker = threading.Thread(target=self._carry, name=f"questions-{spec.node}", daemon=True)
 
     def start(self) -> None:
         """Start the first process. Returns at once."""
         self._thread.start()
+        self._asker.start()
 
     @property
     def gave_up(self) -> bool:
@@ -100,6 +108,13 @@ class Keeper:
             raise ProtectionError(f"node {self.spec.node} did not answer {verb} in {timeout_s} s")
         return reply
 
+    def hear(self, answer: Answer) -> None:
+        """The witness tells this node what another's question means for it (W7)."""
+        with self._lock:
+            sock = self._sock
+        if sock is not None:
+            wire.send(sock, wire.WitnessSaid(answer))
+
     def kill(self, signal_number: int) -> int:
         """Send a signal to the packet process. Returns its pid, 0 when there is none."""
         p = self.process
@@ -131,14 +146,48 @@ class Keeper:
             code = self._one_life()
             self.last_exit = (code, self._reason or EXIT.get(code, f"signal {-code}" if code < 0 else "crashed"))
             self._event("exited", {"code": code, "why": self.last_exit[1]})
-            self._witness(Question("gone", self.spec.node))
+            self._questions.put((Question("gone", self.spec.node), None))
             if self._stopping.is_set() or code in NO_RESTART:
-                return
+                break
             good = self._was_whole or time.monotonic() - began > RESTART_S_MAX
             pause = RESTART_S_MIN if good else min(pause * 2, RESTART_S_MAX)
             self._stopping.wait(pause)
+        self._questions.put(None)
+
+    def _carry(self) -> None:
+        """On a thread of its own: one question after the other, each answer to the life that asked."""
+        while (row := self._questions.get()) is not None:
+            question, sock = row
+            try:
+                answer = self._ask(question)
+            except Exception as e:          # whatever carries the question: the node asks again, the loss is reported
+                self._event("witness_silent", {"error": f"{type(e).__name__}: {e}", "verb": question.verb})
+                continue
+            if sock is not None:
+                with contextlib.suppress(OSError):              # that life is over
+                    wire.send(sock, wire.WitnessSaid(answer))
 
     def _one_life(self) -> int:
+        self._reason, self._was_whole = "", False
+        sock, process = adopt(self.spec) or self._start()
+        self.process = process
+        with self._lock:
+            self._sock = sock
+        if isinstance(process, subprocess.Popen):
+            self._event("started", {"pid": process.pid})
+        try:
+            while raw := sock.recv(wire.DATAGRAM_BYTES_MAX):
+                self._take(sock, wire.from_process.decode(raw))
+        except ConnectionResetError:
+            pass                        # killed with unread commands in its socket
+        finally:
+            with self._lock:
+                self._sock = None
+            sock.close()
+        return process.wait()
+
+    def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        self._before()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for s in (ours, theirs):
             s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -147,29 +196,13 @@ class Keeper:
                 [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
                 pass_fds=(theirs.fileno(), *self._pass_fds),
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
-        self.process = process
-        self._reason, self._was_whole = "", False
         self.starts += 1
         wire.send(ours, self.spec)
-        with self._lock:
-            self._sock = ours
-        self._event("started", {"pid": process.pid})
-        try:
-            while raw := ours.recv(wire.DATAGRAM_BYTES_MAX):
-                self._take(ours, wire.from_process.decode(raw))
-        except ConnectionResetError:
-            pass                        # killed with unread commands in its socket
-        finally:
-            with self._lock:
-                self._sock = None
-            ours.close()
-        return process.wait()
+        return ours, process
 
     def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
         if isinstance(message, wire.WitnessAsk):
-            answer = self._witness(message.question)
-            if answer is not None:          # else the node asks again
-                wire.send(sock, wire.WitnessSaid(answer))
+            self._questions.put((message.question, sock))
         elif isinstance(message, wire.Reply):
             with self._replied:
                 if message.number in self._replies:     # else nobody waits any more
@@ -178,15 +211,10 @@ class Keeper:
         else:
             if message.name == "stopped":
                 self._reason = str(message.fields["reason"])
+                if isinstance(self.process, Adopted):
+                    self.process.said = int(message.fields["code"])
             self._was_whole |= message.name in ("standby", "protected")
             self._event(message.name, message.fields, message.at_ns)
-
-    def _witness(self, question: Question) -> Answer | None:
-        try:
-            return self._ask(question)
-        except Exception as e:          # whatever carries the question: the node asks again, the loss is reported
-            self._event("witness_silent", {"error": f"{type(e).__name__}: {e}", "verb": question.verb})
-            return None
 
     def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
         row = (name, at_ns or time.monotonic_ns(), {"node": self.spec.node, **fields})

@@ -48,11 +48,18 @@ class LocalPair(PairBase):
 
     def _ask(self, question: Question) -> Answer:
         with self._lock:
-            return self.witness.ask(question)
+            answer = self.witness.ask(question)
+        if answer.verb == "suspect" and answer.said == "ok" and answer.holder:
+            self.keepers[answer.holder].hear(answer)        # W7
+        return answer
 
     def view(self) -> WitnessView:
         with self._lock:
             return self.witness.view()
+
+    def force_witness(self) -> None:
+        with self._lock:
+            self.witness.force()
 
     def start(self) -> LocalPair:
         """Start both nodes; the first of the configuration leads."""

@@ -36,6 +36,10 @@ class PairBase:
         """Term, holder and recorded standby, by the witness."""
         raise NotImplementedError
 
+    def force_witness(self) -> None:
+        """An operator's word that the nodes which a restarted witness still waits for are dead: it grants terms from now on."""
+        raise NotImplementedError
+
     def status(self) -> dict[str, dict[str, Any]]:
         """node → its status."""
         return {name: keeper.status() for name, keeper in self.keepers.items()}

@@ -3,9 +3,9 @@
     NodeActor       one per node, restarted by Ray: holds the Keeper of its packet process
     WitnessActor    one per pair, detached, never restarted: a blank witness would grant terms a second time
 
-Death of a node actor's worker (I13): the packet process reads the end of its socket within a millisecond and ends, the
-peer takes over. One that cannot read (stopped, stuck) is killed by the actor's next life before that starts a process:
-what it recorded in the run directory outlives it. Ray starts the next life by itself, on the same terms as the first.
+Death of a node actor's worker (I13): the packet process reads the end of its socket within a millisecond and forwards on, for
+orphan_ms_max; the actor's next life, which Ray starts by itself, adopts it (wire/adoption.py). One that does not answer (stopped,
+stuck) is killed by the next life before that starts a process: what it recorded in the run directory outlives it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,28 @@ EVENTS_MAX = 1000
 class WitnessActor:
     """The pair's witness. Calls come one at a time: Ray's own order is the order of the terms."""
 
-    def __init__(self) -> None:
+    def __init__(self, actors: dict[str, str], namespace: str, restarted: bool) -> None:
+        """`actors`: node → name of its actor."""
         forget_proxy()
-        self._witness = Witness()
+        self._actors, self._namespace = actors, namespace
+        self._witness = Witness(actors, time.time_ns() & (1 << 62) - 1) if restarted else Witness()
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = msgspec.to_builtins(self._witness.ask(msgspec.convert(question, Question)))
+        said = self._witness.ask(msgspec.convert(question, Question))
+        answer: dict[str, Any] = msgspec.to_builtins(said)
+        if said.verb == "suspect" and said.said == "ok" and said.holder:
+            self._tell(said.holder, answer)                     # W7
         return answer
+
+    def _tell(self, node: str, answer: dict[str, Any]) -> None:
+        """Waits for nothing: an actor that is gone hears nothing."""
+        import ray
+
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            ray.get_actor(self._actors[node], self._namespace).hear.remote(answer)
+
+    def force(self) -> None:
+        self._witness.force()
 
     def view(self) -> dict[str, Any]:
         """term, holder, standby."""
@@ -68,8 +83,7 @@ class NodeActor:
         self._first = 0                         # number of _rows[0]
         self._changed = threading.Condition()
         own_directory(self._spec.run_dir)
-        end_predecessor(self._spec.run_dir, self._spec.node)
-        self._keeper = Keeper(self._spec, self._ask, self._on_event)
+        self._keeper = Keeper(self._spec, self._ask, self._on_event, before=lambda: end_predecessor(self._spec.run_dir, self._spec.node))
         self._started = False
         if ray.get_runtime_context().was_current_actor_reconstructed:
             self.start()
@@ -85,6 +99,9 @@ class NodeActor:
 
     def command(self, verb: str) -> dict[str, Any]:
         return self._keeper.command(verb)
+
+    def hear(self, answer: dict[str, Any]) -> None:
+        self._keeper.hear(msgspec.convert(answer, Answer))
 
     def kill(self, signal_number: int) -> int:
         return self._keeper.kill(signal_number)

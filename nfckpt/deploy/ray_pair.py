@@ -13,16 +13,17 @@ Ray is never on a packet's or an epoch's way, and on a takeover's only where the
 
 What dies (I13)     What follows
 packet process      its keeper starts a blank one, the peer takes over meanwhile
-node actor          its packet process ends with it, the peer takes over; Ray restarts the actor, a blank node joins
+node actor          its packet process forwards on for orphan_ms_max; Ray restarts the actor, which adopts it as it is. Else it
+                    ends, and the peer takes over
 actor for good      `RayPair` makes a new one (its placement group moves to another host where there is one)
-witness             `witness_lost`; the pair goes on as it is: in profile host still a takeover on proof, afterwards
-                    unprotected. No term is granted any more: close the pair and start it again
-driver              Ray ends the node actors, so the pair stops; the witness stays in a cluster that stays, and goes on
+witness             `witness_lost`; the pair goes on as it is: in profile host still a takeover on proof. `RayPair` makes a new,
+                    blank one, which grants nothing until it has heard both nodes (W8), or an operator forces it
+driver              Ray ends the node actors, so the pair stops orphan_ms_max later; the witness stays in a cluster that stays, and goes on
                     counting when the pair is started again (a killed driver also leaves /tmp/nfckpt-*, a directory
                     of socket names)
 a host              like the node actor on it. The witness lives on Ray's head: best a third host, for without witness
                     profile hosts can neither take over nor go on alone
-Ray as a whole      the actors end, so the pair stops
+Ray as a whole      the actors end, so the pair stops orphan_ms_max later
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ class RayPair(PairBase):
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         return [n for n in nodes if n["Alive"]]
 
-    def _witness_actor(self) -> Any:
+    def _witness_actor(self, restarted: bool = False) -> Any:
         """On the head, beside Ray's own memory: a host more to depend on would make nothing safer."""
         import ray
 
@@ -177,7 +178,7 @@ class RayPair(PairBase):
         place = {"resources": {HEAD: CPU_OF_A_BUNDLE}} if any(HEAD in n["Resources"] for n in self._alive()) else {}
         return ray.remote(WitnessActor).options(
             name=self.witness_name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
-            max_restarts=0, **place).remote()
+            max_restarts=0, **place).remote({name: self._actor_name(name) for name in self.config.nodes}, NAMESPACE, restarted)
 
     def _reserve(self) -> Any:
         """A placement group where the cluster has a choice: nodes of profile hosts apart, of profile host together."""
@@ -201,7 +202,7 @@ class RayPair(PairBase):
         options: dict[str, Any] = {"num_cpus": 0, "resources": self.config.nodes[name].resources or None}
         if self._group is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, list(self.config.nodes).index(name))
-        spec = NodeSpec(self.config, name, self._key, self._run_dir)
+        spec = NodeSpec(self.config, name, self._key, self._run_dir, self.config.bounds.orphan_ms_max)
         try:
             return ray.remote(NodeActor).options(
                 name=self._actor_name(name), namespace=NAMESPACE, max_restarts=-1, max_concurrency=8, **options,
@@ -285,6 +286,15 @@ class RayPair(PairBase):
             raise ProtectionError(f"the witness does not answer: {str(e).splitlines()[0]}",
                                   "close the pair and start it again") from None
 
+    def force_witness(self) -> None:
+        """See PairBase. Raises ProtectionError without witness."""
+        import ray
+
+        try:
+            ray.get(self._witness.force.remote(), timeout=CALL_S_MAX)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as e:
+            raise ProtectionError(f"the witness does not answer: {str(e).splitlines()[0]}") from None
+
     def call(self, node: str, method: str, *args: Any) -> Any:
         import ray
 
@@ -330,7 +340,8 @@ class RayPair(PairBase):
         while not self._stopping.wait(WITNESS_LOOK_S):
             if not _exists(self.witness_name):
                 self._event("witness_lost", {"witness": self.witness_name})
-                return
+                self._witness = self._witness_actor(restarted=True)
+                self._event("witness_back", {"witness": self.witness_name})
 
     def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
         if self._on_event is not None:

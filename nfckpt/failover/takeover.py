@@ -4,7 +4,9 @@ Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            eac
 
             CLAIM    on suspicion the witness is asked for the next term; on proof (profile host) the standing grant serves,
                      once the active told us that it is recorded, and unless it parted from us first. A planned switch asks:
-                     the active lives, and takes the term back if we die before we took it.
+                     the active lives, and takes the term back if we die before we took it. Where the replication link can be cut, the
+                     claim waits for claim_ms: the witness tells the active of our suspicion, and one that lives is preferred (W7).
+                     No witness for claim_ms_max: asked again and again, or (when_alone = unsafe_continue) gone without.
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
                      Then the witness is told that we took the term. Hosts: only its yes makes it final, we wait for it.
@@ -21,7 +23,7 @@ from enum import Enum
 
 from nfckpt.config import Bounds
 from nfckpt.failover.witness import Answer, Question
-from nfckpt.replica.effects import Ask, Effect, KillPeer, Promote, Stop
+from nfckpt.replica.effects import Ask, Effect, Event, KillPeer, Promote, Stop
 from nfckpt.replica.standby import Standby
 
 __all__ = ["Step", "Takeover"]
@@ -53,6 +55,9 @@ class Takeover:
         self.marks: dict[str, int] = {}
         self.unheard = False            # the witness was told, not asked, and has not said that it knows
         self._asked_ns = 0
+        self.alone = False              # no witness answered (when_alone = unsafe_continue)
+        self._free_ns = 0               # when the claim may be put
+        self._waits = leases and not proof and not handover
         self._killed = False
         self._fenced_ns = 0
 
@@ -63,9 +68,13 @@ class Takeover:
 
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered our claim (or our report of a takeover on proof)."""
+        if answer.said == "wait":
+            return []                       # asked again
         if answer.verb == "took":
             self.unheard = False
-        if answer.verb in ("claim", "took") and answer.said != "ok":
+        if answer.verb == "suspect" and not answer.holder:
+            self._free_ns = now             # its keeper says that it is gone
+        if answer.verb in ("suspect", "claim", "took") and answer.said != "ok":
             return [Stop(3, f"the claim of term {self.term} was denied: {answer.holder or 'nobody'} holds term {answer.term}")]
         if answer.verb == "claim" and self.step is Step.CLAIM:
             self._next(now, Step.FENCE)
@@ -80,7 +89,14 @@ class Takeover:
         if self.step is Step.CLAIM:
             if self.standby.promotable and self.proof and self.kills and not self.parted and not self.handover:
                 self._next(now, Step.FENCE)
-            else:
+            elif self.bounds.when_alone == "unsafe_continue" and now - self.started_ns > self.bounds.claim_ms_max * MS:
+                self.alone = True
+                effects.append(Event("alone", {"term": self.term}))
+                self._next(now, Step.FENCE)
+            elif self._waits:
+                self._waits, self._free_ns = False, now + self.bounds.claim_ms * MS
+                effects.append(Ask(Question("suspect", self.node, self.term)))
+            elif now >= self._free_ns:
                 effects += self._ask(now, "claim")
         if self.step is Step.FENCE:
             if self.handover:
@@ -97,7 +113,7 @@ class Takeover:
             effects += self._ask(now, "took")       # host: once, and the active goes on telling it
             settled = self.standby.tap.read_ns >= self._fenced_ns + self.bounds.tap_skew_ms_max * MS
             if ((settled or not self.standby.tap.waiting_outputs_below(self.standby.path.released_at_most()))
-                    and (self.kills or not self.unheard)):
+                    and (self.kills or self.alone or not self.unheard)):
                 self._next(now, Step.LIVE)
                 effects.append(Promote(self.term))
         return effects

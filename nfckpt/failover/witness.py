@@ -10,21 +10,31 @@ Rules       W1 A term is granted to one node, once, and terms only grow.
                Until then that `former` is not forgotten, which may be merely stopped and have the only state: while it is not
                known to be gone nobody leads blank, and should the claimant be gone, it is given the term after. (Profile hosts,
                where the claimant waits for the answer to `took`, before it emits: also at once, `reclaim`. Whichever comes first.)
+            W7 Where the replication link can be cut, a standby says `suspect` before it claims. That changes nothing here: whoever
+               carries our answers tells the holder too, and one that lives asks to go solo. So of two that live the active goes on.
+            W8 A restarted witness knows no term and answers `wait` until both nodes have said `here`, or an operator forces it; who
+               leads, and who is recorded, it takes from them. A node's first `here` may have been said before an answer of our
+               predecessor reached it, so only one that repeats our mark (`number`) counts.
 
 Picture     register(a) → lead(1)      register(b) → follow(a)      protected(1, a, b) → ok: b may claim 2
             solo(1, a) → ok: b struck out          or          claim(2, b) → ok: a's solo(1) has to wait
                                                                took(2, b) → ok: a's solo(1) is denied from now on
                                                                or gone(b), solo(1, a) → ok, a leads on in term 3
+
+            restarted: here(a, leads 4 with b) → wait, mark 9      here(b) → wait, mark 9      both again, with mark 9 → ok: term 4
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import msgspec
 
 __all__ = ["Answer", "Question", "Witness", "WitnessView"]
 
 
-VERBS = frozenset({"register", "protected", "solo", "reclaim", "claim", "took", "gone", "view"})
+VERBS = frozenset({"register", "protected", "solo", "reclaim", "suspect", "claim", "took", "gone", "view", "here"})
+TO_ALL = frozenset({"register", "here", "gone", "view"})        # answered by a restarted witness too
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -33,13 +43,14 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     verb: str
     node: str
     term: int = 0
-    other: str = ""             # protected: the standby
+    other: str = ""             # protected: the standby; here: the recorded one, by who leads
     life: str = ""              # register: of this process and no other
-    number: int = 0             # comes back in the answer: of which session the asker spoke
+    number: int = 0             # comes back in the answer: of which session the asker spoke; here: the witness's mark
+    leads: bool = False         # here: the asker is the active of `term`
 
 
 class Answer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """`said`: lead, follow, ok, denied, wait (ask again)."""
+    """`said`: lead, follow, ok, denied, wait (no answer yet: ask again)."""
 
     verb: str
     said: str
@@ -52,31 +63,58 @@ class WitnessView(msgspec.Struct, frozen=True):
     term: int
     holder: str
     standby: str
+    missing: tuple[str, ...] = ()
+    """Nodes that a restarted witness has not heard yet: it grants nothing before."""
 
 
 class Witness:
-    """State of one pair's terms. `ask(question)` answers it; every rule is in this one function's branches."""
+    """State of one pair's terms. `ask(question)` answers it; every rule is in this one function's branches.
 
-    def __init__(self) -> None:
+    After a restart, which lost all of that: `missing` names both nodes, and `mark` is a number above 0 that no predecessor had.
+    """
+
+    def __init__(self, missing: Iterable[str] = (), mark: int = 0) -> None:
         self.term = 0
         self.holder = ""
         self.standby = ""
         self.former = ""                        # whose term was claimed, and not yet taken
         self.back = -1                          # the holder's own term, until it hears that it was given a later one
         self.lives: dict[str, str] = {}         # node -> the process that registered last
+        self.missing = set(missing)
+        self.mark = mark
 
     def view(self) -> WitnessView:
-        return WitnessView(self.term, self.holder, self.standby)
+        return WitnessView(self.term, self.holder, self.standby, tuple(sorted(self.missing)))
 
     def ask(self, q: Question) -> Answer:
         """Answer one question. Unknown verbs are denied."""
-        said = getattr(self, f"_{q.verb}")(q) if q.verb in VERBS else "denied"
-        return Answer(q.verb, said, self.term, self.holder, q.number)
+        if q.verb not in VERBS:
+            said = "denied"
+        elif self.missing and q.verb not in TO_ALL:
+            said = "wait"
+        else:
+            said = getattr(self, f"_{q.verb}")(q)
+        return Answer(q.verb, said, self.term, self.holder, self.mark if q.verb == "here" else q.number)
+
+    def force(self) -> None:
+        """An operator's word that the nodes we still wait for are dead, and hold nothing of an earlier term."""
+        self.missing.clear()
+
+    def _here(self, q: Question) -> str:
+        if q.node in self.missing and q.number == self.mark:
+            self.missing.discard(q.node)
+            if q.leads and q.term > self.term:
+                # one that registered with us since is blank
+                self.term, self.holder, self.standby = q.term, q.node, "" if q.other in self.lives else q.other
+        return "wait" if self.missing else "ok"
 
     def _register(self, q: Question) -> str:
         if not q.life or self.lives.get(q.node) != q.life:
             self._gone(q)                       # a process that registers is blank: what it was is lost
         self.lives[q.node] = q.life
+        self.missing.discard(q.node)            # and holds nothing
+        if self.missing:
+            return "wait"
         if self.holder == q.node:
             return "lead"
         if self.holder or self.standby or self.former:
@@ -101,6 +139,9 @@ class Witness:
         return "ok"
 
     _reclaim = _solo
+
+    def _suspect(self, q: Question) -> str:
+        return "ok" if (q.node, q.term) == (self.standby, self.term + 1) else "denied"
 
     def _claim(self, q: Question) -> str:
         if q.node == self.holder and q.term == self.term:

@@ -39,6 +39,10 @@ class Follower(Shell):
             while True:
                 tap.poll(time.monotonic_ns())
                 self._heard()
+                if self._ports_down(time.monotonic_ns()):       # a tap that sees nothing protects nothing
+                    deadline = time.monotonic_ns() + b.join_ms_max * MS
+                    time.sleep(0.01)
+                    continue
                 transport = connector.poll()
                 if transport is not None:
                     break
@@ -93,6 +97,8 @@ class Follower(Shell):
                 core.tap.note_drops(now)
             if not lost and now - core.path.heard_ns > self.bounds.hang_ms_max * MS:
                 lost = f"active silent for {(now - core.path.heard_ns) // MS} ms"
+        if slow and self.takeover is None:
+            self._perform(core.on_ports(now, self.down_ns if self._ports_down(now) else 0))
         if self.takeover is None:
             proof = self.watch is not None and self.watch.died
             if proof or lost or core.handover:

@@ -100,6 +100,8 @@ class Leader(Shell):
             self._receipt(takeover, standby, tap, applied_ns, live_ns, reemitted)
         self.listener = Listener(self.config, self.spec, self.life_fd)
         self._report("active", {"term": term, "blank": blank})
+        if blank and term > 1:
+            self._report("receipt", msgspec.to_builtins(Receipt.of_loss(term, self.node)))
         fault.hit("leading")
         if takeover is None:
             self._warm()
@@ -266,6 +268,7 @@ class Leader(Shell):
         elif core.state.value == "holding" and not core.peer_dead and self._peer_dead():
             now = time.monotonic_ns()
             self._perform(core.on_peer_lost(now, "its process ended", True))
+        self._perform(core.on_ports(now, self._ports_down(now)))
         self._perform(core.tick(now))
         self._push(now)
         if core.engine.unprotectable and core.state.value in ("protecting", "active"):

@@ -16,6 +16,7 @@ import msgspec
 from nfckpt.errors import ConfigError, MachineError, PortError
 from nfckpt.failover.lease import EgressLease
 from nfckpt.failover.proof import harden_process
+from nfckpt.failover.vigil import Vigil
 from nfckpt.failover.witness import Question
 from nfckpt.native.arena import Arena
 from nfckpt.native.life import LifeLock
@@ -112,7 +113,8 @@ class Node(Follower, Leader):
                 keeper.send(self.sock, keeper.WitnessAsk(Question("register", self.node, life=life)))
             select.select([self.sock], [], [], 0.2)
             for message in self._heard():
-                if isinstance(message, keeper.WitnessSaid) and message.answer.verb == "register":
+                if isinstance(message, keeper.WitnessSaid) and message.answer.verb == "register" and message.answer.said != "wait":
+                    self.vigil = Vigil(self.node, self.bounds.claim_ms_max, time.monotonic_ns())
                     return message.answer.term if message.answer.said == "lead" else None
 
     def status(self) -> dict[str, Any]:
@@ -138,6 +140,8 @@ class Node(Follower, Leader):
                     "tap_gap": not core.tap.is_exact(now), "divergent": core.path.divergent_epoch}
         else:
             out |= {"role": "starting", "term": 0, "protected": False, "epoch": 0}
+        out["ports_down"] = self.ports_down
+        out["unwitnessed"] = self.vigil is not None and self.vigil.unwitnessed
         if (tap := self._tap()) is not None:
             out["tap"] = tap.counters()
         out["ports"] = {f"{i}:{p.name}": p.counters() for i, p in enumerate(self.ports)}

@@ -16,7 +16,8 @@ from collections import deque
 from typing import Any
 
 from nfckpt.failover.lease import EgressLease, stamp
-from nfckpt.failover.takeover import Takeover
+from nfckpt.failover.takeover import Step, Takeover
+from nfckpt.failover.vigil import Vigil
 from nfckpt.native import fault
 from nfckpt.native.channel import Channel
 from nfckpt.native.delta_encoder import DeltaEncoder
@@ -40,11 +41,13 @@ from nfckpt.replica.effects import (
 from nfckpt.replica.standby import Standby
 from nfckpt.secrets import PairSecrets
 from nfckpt.wire import keeper, kinds
+from nfckpt.wire.adoption import Orphan
 from nfckpt.wire.transport import Transport
 
 __all__ = ["EXIT", "MS", "Shell", "Stopped"]
 
 MS = 1_000_000
+CARRIER_MS = 2                  # far below the skew: what was sent on a dead port meanwhile is still expected by the standby's tap
 
 EXIT = {
     0: "stopped", 2: "bad configuration", 3: "fenced", 4: "handed over", 5: "refused by the active", 6: "divergent",
@@ -85,6 +88,8 @@ class Shell:
         self.pidfd = -1
         self.core: Active | Standby | None = None
         self.takeover: Takeover | None = None
+        self.orphan: Orphan | None = None           # while there is no keeper
+        self.vigil: Vigil | None = None             # from the registration on
         self.uncommitted = 0                        # inputs, when the active was lost
         self.promoted = 0
         self.lease: EgressLease | None = None
@@ -92,6 +97,9 @@ class Shell:
         self.receipt: dict[str, Any] | None = None
         self.receipt_due_ns = 0
         self.ended_in_order = False
+        self.ports_down: list[str] = []             # names of those without carrier
+        self.down_ns = 0                            # since when, while there are any
+        self._carrier_ns = 0
         self._slow_ns = 0
         self._drops_ns = 0
         self.patience = Patience(self.bounds.idle_spin_us, self.bounds.idle_yield_us)
@@ -108,12 +116,16 @@ class Shell:
     def _heard(self) -> list[keeper.FromKeeper]:
         """Messages of the keeper; commands are answered here."""
         out: list[keeper.FromKeeper] = []
-        while (raw := keeper.receive(self.sock)) is not None:
+        while self._kept() and (raw := keeper.receive(self.sock)) is not None:
             if not raw:
-                raise Stopped(10, EXIT[10])
+                self._orphaned()
+                continue
             message = keeper.from_keeper.decode(raw)
             if isinstance(message, keeper.WitnessSaid):
-                out.append(message)
+                if self.vigil is not None:
+                    self._perform(self.vigil.heard(time.monotonic_ns(), message.answer))
+                if message.answer.verb != "here":
+                    out.append(message)
             elif message.verb == "stop":
                 raise Stopped(0, "stopped by its keeper")
             elif message.verb == "failover":
@@ -121,10 +133,59 @@ class Shell:
                 keeper.send(self.sock, keeper.Reply(message.number, {"ok": ok}))
             else:
                 keeper.send(self.sock, keeper.Reply(message.number, self.status()))
+        if self.vigil is not None:
+            self._perform(self.vigil.tick(time.monotonic_ns(), **self._here()))
         return out
+
+    def _orphaned(self) -> None:
+        """The keeper is gone: wait for its next life, or stop."""
+        try:
+            if not self.spec.orphan_ms:
+                raise FileNotFoundError
+            self.orphan = Orphan(self.spec, time.monotonic_ns())
+        except OSError:
+            raise Stopped(10, EXIT[10]) from None
+        self.sock.close()
+        self.sock, self._poll = self.orphan.sock, None          # whoever knocks there wakes us
+
+    def _kept(self) -> bool:
+        """Is there a keeper? One that adopts us is told who we are."""
+        if self.orphan is None:
+            return True
+        if (sock := self.orphan.poll()) is None:
+            if self.orphan.late(time.monotonic_ns()):
+                raise Stopped(10, EXIT[10])
+            return False
+        self.orphan, self.sock, self._poll = None, sock, None
+        self._report("adopted", {"pid": os.getpid(), **self._here()})
+        return True
+
+    def _here(self) -> dict[str, Any]:
+        """What this node is, for a witness that does not know (W8)."""
+        core = self.core
+        if isinstance(core, Active):
+            recorded = core.state.value in ("active", "handed", "holding")
+            return {"term": core.term, "leads": True, "other": self.peer if recorded else ""}
+        if self.takeover is not None and self.takeover.step is not Step.CLAIM:
+            return {"term": self.takeover.term, "leads": True, "other": ""}
+        return {"term": core.term if core is not None else 0, "leads": False, "other": ""}
 
     def status(self) -> dict[str, Any]:
         raise NotImplementedError
+
+    # ── ports ────────────────────────────────────────────────────────────────────────────────────
+
+    def _ports_down(self, now: int) -> bool:
+        """Has a port no carrier? Looked at every CARRIER_MS at most; what changes is reported."""
+        if now >= self._carrier_ns:
+            self._carrier_ns = now + CARRIER_MS * MS
+            down = [port.name for port in self.ports if not port.carrier()]
+            for name in sorted({*down} ^ {*self.ports_down}):
+                self._report("port_down" if name in down else "port_up", {"port": name})
+            if down and not self.ports_down:
+                self.down_ns = now
+            self.ports_down = down
+        return bool(self.ports_down)
 
     # ── channel ──────────────────────────────────────────────────────────────────────────────────
 

@@ -32,7 +32,16 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Frames the old active's ring dropped; nobody answers for them."""
     tap_missed: int
     """Frames an epoch named that this tap never saw."""
+    blank: bool = False
+    """Nobody had the state any more: the service began anew, all counts above are 0, and what the term before knew is gone."""
     quarantined: int = 0
     """Inputs of the replay that the app did not survive: taken out, undone, written down."""
     steps_us: dict[str, int]
     """notice, claim, fence, settle, apply, live: each step's length; total: until the first frame could leave."""
+
+    @classmethod
+    def of_loss(cls, term: int, node: str) -> Receipt:
+        """`node` leads `term` blank: the term before ended and nobody was whole."""
+        return cls(term=term, node=node, reason=f"nobody has the state of term {term - 1}: all of it is gone", proof=False, exact=False,
+                   committed_epoch=0, uncommitted=0, replayed=0, reemitted=0, suppressed=0, doubled=0, active_missed=0, tap_missed=0,
+                   blank=True, steps_us={})

@@ -42,6 +42,8 @@ def status_view(body: dict[str, Any], rates: Rates | None = None, at_s: float = 
     """A pair's status as `nfckpt status` gets it: {"pair", "profile", "app", "active", "protected", "nodes"}."""
     nodes: Status = body["nodes"]
     protected = Text("protected", "green") if body["protected"] else Text("NOT protected", "bold red")
+    if any(s.get("unwitnessed") for s in nodes.values()):
+        protected.append(" · unwitnessed", "bold red")
     head = Text.assemble(("pair ", "dim"), (body["pair"], "bold"), f" · {body['profile']} · {body['app']} · ", protected)
     return Group(head, nodes_table(nodes, rates, at_s))
 
@@ -76,6 +78,10 @@ def receipts_table(receipts: list[dict[str, Any]]) -> Table:
     for r in receipts:
         ms = {name: us / 1000 for name, us in r["steps_us"].items()}
         missed = r["active_missed"] + r["tap_missed"]
+        if r.get("blank"):
+            table.add_row(Text(f"term {r['term']}", "bold"), Text(r["node"], "bold"),
+                          Text.assemble(("started BLANK", "bold red"), "\n", (r["reason"], "dim")))
+            continue
         bad = r["doubled"] or missed or not r["exact"]
         steps = ", ".join(f"{name} {t:.1f}" for name, t in ms.items() if name != "total" and t >= 0.5)
         quarantined = f"{r['quarantined']} quarantined, " if r.get("quarantined") else ""

@@ -19,8 +19,8 @@ P1  VLAN tags, which the kernel strips, are put back: a frame reads as it was on
 P2  Nothing vanishes unseen: the ring's own drops are rx_ring_drops (sent = rx_frames + rx_ring_drops + rx_oversize),
     frames longer than a slot rx_oversize, offloaded checksums rx_bad_checksum (such frames are handed out).
 P3  Link set down: `link_down` is True, frames wait in the transmit ring, flush says how many; they leave when it is up
-    again. No carrier (the other end is down): frames wait or are lost, as on a cable; the kernel's word for it lags by
-    up to a second, so none is given here. Device removed: after the last frame in the ring rx returns -1, `gone` is True.
+    again. No carrier (the other end is down): frames count as sent, and are lost, as on a cable; `carrier()` asks the driver
+    (the interface's flags lag by up to a second). Device removed: after the last frame in the ring rx returns -1, `gone` is True.
 P4  An egress hook that drops (a fence) leaves the frame in the ring, and it leaves when the hook opens. So that no frame of
     an old term leaves under a new term's mark (I9), set_mark discards what waits.
 P5  A failed opening leaves nothing open.
@@ -32,7 +32,9 @@ Source: packet(7), Documentation/networking/packet_mmap.rst.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -58,6 +60,7 @@ TPACKET_V2 = 1
 ETH_P_ALL = 3
 SO_MARK = 36
 CLONE_NEWNET = 0x40000000
+SIOCETHTOOL, ETHTOOL_GLINK = 0x8946, 0xA
 
 BLOCK_BYTES = 1 << 16               # one allocation of the kernel; slots never straddle two
 SLOT_BYTES_MIN, SLOT_BYTES_MAX = 256, 16384
@@ -99,6 +102,16 @@ class AfPacketPort(AfPacketRing):
             sock.close()
             raise
         sock.detach()
+        self._glink = ctypes.create_string_buffer(struct.pack("II", ETHTOOL_GLINK, 1))
+        self._ifreq = struct.pack("16sP8x", ifname.encode(), ctypes.addressof(self._glink))
+
+    def carrier(self) -> bool:
+        """What the driver says, now; about 1 us. True where it cannot tell, and for a device that is gone."""
+        try:
+            fcntl.ioctl(self.fd, SIOCETHTOOL, self._ifreq)
+        except (OSError, ValueError):
+            return True
+        return self._glink.raw[4:8] != b"\0\0\0\0"
 
     def set_mark(self, mark: int) -> None:
         """SO_MARK of every frame sent from now on; frames that still wait are given up (P4).

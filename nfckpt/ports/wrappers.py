@@ -58,6 +58,9 @@ class _Wrapper(PythonPort):
     def fileno(self) -> int:
         return self.inner.fileno()
 
+    def carrier(self) -> bool:
+        return self.inner.carrier()
+
     def capabilities(self) -> Capabilities:
         inner = self.inner.capabilities()
         inner["kind"] = f"{self.kind}({inner['kind']})"

@@ -43,6 +43,7 @@ from nfckpt.replica.effects import (
 )
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
+    PORT_DOWN,
     PROTOCOL,
     TAP_GAP,
     Ack,
@@ -118,6 +119,7 @@ class Active:
         self.asked_ns = 0
         self.asking = False             # whether we may go on alone, and there is no answer
         self.handing_over = False       # a planned switch has begun: input stops
+        self.cut = False                # …because a port of ours has no carrier: what is committed leaves on the standby's
         self.handed = False             # the standby was told to claim our term's successor
         self.giving_up = ""             # why protection is to end while the standby is alive and well
         self.lost_ns = 0
@@ -247,6 +249,8 @@ class Active:
     @property
     def leave_until_ns(self) -> int:
         """The end of what `may_release` allows, as far as is known now."""
+        if self.cut:
+            return 0
         return NEVER if self.lease is None or not self.recording else max(0, self.lease.until_ns - LEASE_GUARD_NS)
 
     def on_peer_lost(self, now: int, reason: str, proof: bool) -> list[Effect]:
@@ -311,6 +315,8 @@ class Active:
             return [Stop(3, f"fenced: {answer.holder or 'nobody'} holds term {answer.term}, ours is {self.term}")]
         if answer.verb == "took":
             self.unheard = False
+        if answer.verb == "suspect" and answer.term == self.term and self.recording and self.state in (S.PROTECTING, S.ACTIVE):
+            return self.on_peer_lost(now, "the standby lost us, and we live", False)
         if answer.number != self.session:
             return []
         if answer.verb == "protected" and self.state is S.PROTECTING:
@@ -334,7 +340,7 @@ class Active:
         gate.open()
         self.agent.recording = False
         self.agent.forget_names()
-        self.tap_open = self.whole = self.recording = self.handing_over = self.handed = False
+        self.tap_open = self.whole = self.recording = self.handing_over = self.cut = self.handed = False
         self.giving_up = ""
         self.path.holding = self.path.sync_pages = False
         effects: list[Effect] = self.unlimited(now)
@@ -366,6 +372,11 @@ class Active:
         if self.unheard and now - self.took_ns > b.claim_ms_max * MS:
             self.took_ns = now
             effects.append(Ask(Question("took", self.node, self.term)))
+        if self.state is S.HOLDING and b.when_alone == "unsafe_continue" and now - self.lost_ns > b.claim_ms_max * MS:
+            if self.kills and not self.peer_dead:
+                return [*effects, KillPeer()]
+            self._move("void")
+            effects += [*self._solo(now, "alone: no witness answers"), Event("alone", {"term": self.term})]
         if (self.asking or self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now
@@ -380,6 +391,14 @@ class Active:
             self.handing_over = True
         return self.handing_over
 
+    def on_ports(self, now: int, down: bool) -> list[Effect]:
+        """About once a millisecond: a port of ours has no carrier. A standby that has one everywhere is handed the term: it has seen
+        on its tap what we did not, and emits again what we let go into the dead port."""
+        if not down or self.state is not S.ACTIVE or self.handing_over or self.path.peer_flags & PORT_DOWN:
+            return []
+        self.handing_over = self.cut = True
+        return [Event("switching", {"reason": "a port has no carrier"})]
+
     def handed_over(self, now: int) -> list[Effect]:
         """Call while `handing_over` after each poll: hands over once nothing is open, held or on its way.
 
@@ -387,7 +406,8 @@ class Active:
         """
         agent = self.agent
         if (not self.handing_over or self.state is not S.ACTIVE or agent.pending or agent.in_flight or self.path.staging.count
-                or self.engine.outstanding or agent.gate.held_frames or agent.gate.released_through != agent.gate.tail):
+                or self.engine.outstanding
+                or (not self.cut and (agent.gate.held_frames or agent.gate.released_through != agent.gate.tail))):
             return []
         self._move("handed_over")
         self.handed = True

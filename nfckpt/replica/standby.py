@@ -192,8 +192,19 @@ class Standby:
         if path.divergent_epoch:
             return [*effects, Event("divergent", {"epoch": path.divergent_epoch}),
                     Stop(6, f"the arena differs from the active's at epoch {path.divergent_epoch}")]
-        self.tap.age(path.released_through)
+        if not self.handover:           # what was let go last may have met a dead port: it is not forgotten any more
+            self.tap.age(path.released_through)
         return [*effects, *self._need(now), *self._progress(now)]
+
+    def on_ports(self, now: int, down_ns: int) -> list[Effect]:
+        """About once a millisecond: since when a port has no carrier, 0 while all have. What passes there we do not see."""
+        self.path.port_down = down_ns > 0
+        if not down_ns:
+            return []
+        self.tap.note_gap(now)
+        if now - down_ns <= self.bounds.port_down_ms_max * MS:
+            return []
+        return [Stop(7, f"a port has had no carrier for {(now - down_ns) // MS} ms")]
 
     def _need(self, now: int) -> list[Effect]:
         """The first record that waits is told by an input which the tap does not hold: after one skew it will not come any more."""

@@ -33,7 +33,7 @@ FULL = 500                      # seeds that reach everything
 TWICE = 50
 CHUNK = 8                       # seeds that a worker is given at a time
 WITNESS = {"register": ("lead", "follow"), "protected": ("ok",), "solo": ("ok", "wait", "denied"), "reclaim": ("ok", "denied"), "claim": ("ok", "denied"),
-           "took": ("ok",), "gone": ("ok",)}
+           "took": ("ok",), "suspect": ("ok", "denied"), "gone": ("ok",)}
 ENDS = ("3 fenced", "4 handed over", "9 unprotectable", "11 lost the active before it was whole", "12 refused for now")
 
 

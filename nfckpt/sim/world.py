@@ -90,7 +90,7 @@ class World:
             quiesce_ms_max=draw.choice((1, 5)), abort_max=draw.choice((3, 10**6, 10**6)), epochs_outstanding_max=draw.choice((1, 2, 64)),
             names_max=256, gate_frames_max=256, gate_bytes_max=1 << 20, tap_frames_max=4096, tap_bytes_max=1 << 20,
             tap_skew_ms_max=skew_ms, sync_group_pages_max=draw.choice((1, 2, 8)), beat_ms=2, hang_ms_max=40, lease_ms=30,
-            lease_margin_ms=5, claim_ms_max=draw.choice((10, self.PATIENT_MS)), join_ms_max=100, park_frames_max=8,
+            lease_margin_ms=5, claim_ms_max=draw.choice((10, self.PATIENT_MS)), claim_ms=5, join_ms_max=100, park_frames_max=8,
             unsafe_release_on_abort=draw.random() < 0.3)
         self.app = AppUnderTest(app, self.bounds, self.secret)
         self.spread_ns = draw.choice((1, 100 * US, skew_ms * MS // 2))
@@ -301,6 +301,8 @@ class World:
             self.trace(node, f"witness {q.verb} {q.term} of {q.node}: {said.said} {said.term} {said.holder} {self.witness.standby}")
             if node is not None and node.alive:
                 node.answers.append((back, said))
+            if q.verb == "suspect" and said.said == "ok" and (holder := self.lives.get(said.holder)) is not None:
+                holder.answers.append((back, said))             # W7
 
         self.at(there, answer)
 

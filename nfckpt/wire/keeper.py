@@ -1,7 +1,8 @@
 """What a packet process and its keeper (the Ray actor, local runner or embedding program that started it) say to each other.
 
 One message a datagram on an inherited SOCK_SEQPACKET pair; JSON of one of the structs below. The end of the socket is
-the end of the other side: a packet process without keeper stops, a keeper whose process ended tells the witness.
+the end of the other side: a packet process without keeper waits for its next life where one may come (adoption.py), else
+it stops; a keeper whose process ended tells the witness.
 
     process → keeper    WitnessAsk, Report, Reply
     keeper → process    WitnessSaid, Command
@@ -9,6 +10,7 @@ the end of the other side: a packet process without keeper stops, a keeper whose
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Any
 
@@ -29,6 +31,8 @@ class NodeSpec(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     node: str
     key: bytes
     run_dir: str
+    orphan_ms: int = 0
+    """How long a process whose keeper is gone waits for the keeper's next life; 0: there is none to come."""
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True, tag=True):
@@ -77,7 +81,9 @@ def send(sock: socket.socket, message: FromProcess | FromKeeper | NodeSpec) -> b
     """False when the other side is gone."""
     try:
         sock.send(_encoder.encode(message))
-    except (BrokenPipeError, ConnectionResetError):
+    except OSError as e:
+        if e.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+            raise
         return False
     return True
 

@@ -23,12 +23,12 @@ import msgspec
 from nfckpt.errors import PeerError
 
 __all__ = [
-    "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Need", "Protected", "Refuse", "TapOpen", "Welcome", "Whole",
+    "PORT_DOWN", "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Need", "Protected", "Refuse", "TapOpen", "Welcome", "Whole",
     "decode_ack", "decode_control", "decode_outputs", "encode_ack", "encode_control",
 ]
 
 PROTOCOL = 2
-TAP_GAP = 1                     # flags: the tap is inexact for now
+TAP_GAP, PORT_DOWN = 1, 2       # flags: the tap is inexact for now; a port of the standby has no carrier
 
 _ACK = struct.Struct("<QQQQII")
 

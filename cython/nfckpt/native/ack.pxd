@@ -6,6 +6,7 @@ cdef enum:
     KIND_ACK = 2
     ACK_BYTES = 40
     TAP_GAP = 1                 # flags: the tap is inexact for now
+    PORT_DOWN = 2               # flags: a port has no carrier
 
 cdef struct Ack:
     uint64_t session, epoch, stamp_ns, echo_ns

@@ -120,6 +120,10 @@ cdef class Port:
         """A descriptor that polls readable when frames wait, or -1 where there is none."""
         return -1
 
+    def carrier(self):
+        """Is there somebody at the other end of the cable? True where that cannot be told."""
+        return True
+
     def capabilities(self):
         """dict: kernel_timestamps, transmit, blocking (bools), ring_frames (int), kind (str)."""
         return {"kind": "null", "transmit": False, "kernel_timestamps": False, "blocking": False, "ring_frames": 0}

@@ -19,6 +19,7 @@ class StandbyPath:
     commit_ns: int
     heard_ns: int
     peer_stamp: int
+    port_down: bool
     tap_open: bool
     silent: bool
     last_page: bool

@@ -12,7 +12,7 @@ from nfckpt.errors import PeerError, StateError
 
 from libc.stdint cimport UINT64_MAX, int64_t
 from libc.string cimport memcpy
-from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, TAP_GAP
+from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, PORT_DOWN, TAP_GAP
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.delta_decoder cimport DELTA_MISMATCH, DeltaDecoder, NO_INPUT, delta_fault, is_delta
@@ -183,6 +183,8 @@ cdef class StandbyPath:
         ack.stamp_ns, ack.echo_ns = now, self.peer_stamp
         ack.amount = self.tap.inputs.live if self.has_tap else 0
         ack.flags = TAP_GAP if self.has_tap and now < self.tap.gap_until else 0
+        if self.port_down:
+            ack.flags |= PORT_DOWN
 
     def released_at_most(self):
         """No output with this number or a higher one can have left: the active, dead now, had not read the ack that lets it

@@ -179,6 +179,10 @@ cdef class Tap:
             self._gap_at(now)
         self._drops = drops
 
+    def note_gap(self, uint64_t now):
+        """Frames may pass unseen now (a port without carrier): inexact until credits have aged."""
+        self._gap_at(now)
+
     # ── epochs ───────────────────────────────────────────────────────────────────────────────────
 
     def room_for(self, uint32_t names, uint32_t outputs, uint64_t output_bytes):
