@@ -1,7 +1,8 @@
 """The lines between the workload and its programs.
 
     stdin   go | halt | report                     halt: send nothing more.  report: settle, say the result, exit
-    stdout  {"event": "ready"} {"event": "live", …} {"event": "halted", …} {"event": "result", …}
+            around T FROM UNTIL                    delays around T, of frames sent between FROM and UNTIL (udp.Endpoint.around)
+    stdout  {"event": "ready"} {"event": "live", …} {"event": "around", …} {"event": "halted", …} {"event": "result", …}
 
 The end of stdin means that the workload died: the program exits at once, so nothing of it stays behind.
 """
