@@ -102,6 +102,15 @@ class Takeover:
                 effects.append(Promote(self.term))
         return effects
 
+    def steps_us(self) -> dict[str, int]:
+        """detection (from the kernel's word or the last sign of life), then each step that was taken, in order; total: until the first
+        frame of the new term could leave."""
+        steps, before = {"detection": (self.started_ns - self.lost_ns) // 1000}, self.started_ns
+        for name, at in self.marks.items():
+            steps["grant" if name == "claim" else name] = (at - before) // 1000
+            before = at
+        return {**steps, "total": (before - self.lost_ns) // 1000}
+
     def _fenced(self, now: int) -> None:
         self._fenced_ns = now
         self._next(now, Step.SETTLE)

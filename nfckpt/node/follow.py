@@ -26,12 +26,14 @@ class Follower(Shell):
     def _follow(self) -> None:
         """Dial the active, follow it, until promoted (returns) or stopped (raises)."""
         b = self.bounds
-        self._warm()                # before the hello: from then on the active holds its output for our acks
         self.arena = Arena(b.arena_bytes)
         self.arena.populate()       # a sync would wait for each page: the kernel takes longer to make one than the channel to fill it
         self.clock = PairClock()
+        self.parts = self._parts()                  # of the active that we may become
+        self.parts.arena.touch()
         tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
                   b.gate_frames_max * 2, b.gate_bytes_max * 2)
+        self._warm()                # before the hello: from then on the active holds its output for our acks
         deadline = time.monotonic_ns() + b.join_ms_max * MS
         connector = Connector(self.config, self.spec, self.peer, self.life_fd)
         try:
@@ -51,6 +53,7 @@ class Follower(Shell):
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
                                    now=time.monotonic_ns(), key_check=self.secrets.check)
         self._attach()
+        core.path.watch(self.watch)
         self._perform(core.hello())
         while not self.promoted:
             self._follow_once(core, time.monotonic_ns())
@@ -61,7 +64,7 @@ class Follower(Shell):
             now = time.monotonic_ns()
         busy = core.tap.poll(now)
         t = self.transport
-        lost = ""
+        lost, silent = "", False
         if t is not None:
             try:
                 for _ in range(64):
@@ -84,6 +87,8 @@ class Follower(Shell):
         self._push(now)
         if slow:
             self._slow_ns = now + MS
+            if core.promotable and not self.parts.declared:
+                self.parts.declare_ahead()
             for heard in self._heard():
                 if self.takeover is not None and isinstance(heard, keeper.WitnessSaid):
                     self._perform(self.takeover.on_witness(now, heard.answer))
@@ -92,10 +97,11 @@ class Follower(Shell):
                 core.tap.note_drops(now)
             if not lost and now - core.path.heard_ns > self.bounds.hang_ms_max * MS:
                 lost = f"active silent for {(now - core.path.heard_ns) // MS} ms"
+                silent = True
         if self.takeover is None:
             proof = self.watch is not None and self.watch.died
             if proof or lost or core.handover:
-                self._lost(core, now, lost or ("handover" if core.handover else "killed: the kernel released its life lock"), proof)
+                self._lost(core, now, lost or ("handover" if core.handover else "killed: the kernel released its life lock"), proof, silent)
         if self.takeover is not None:
             if not self.takeover.peer_dead and self._peer_dead():
                 self.takeover.on_peer_dead()
@@ -106,7 +112,7 @@ class Follower(Shell):
         else:
             self._idle(now)
 
-    def _lost(self, core: Standby, now: int, reason: str, proof: bool) -> None:
+    def _lost(self, core: Standby, now: int, reason: str, proof: bool, silent: bool) -> None:
         if not proof and not self.hosts and not core.handover:
             # the channel ended: give the kernel a moment to say that the process did as well
             end = time.monotonic() + 0.05
@@ -121,5 +127,6 @@ class Follower(Shell):
         if not core.may_claim:
             raise Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         self.uncommitted = core.tap.waiting_inputs
-        self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=now, reason=reason,
+        lost_ns = core.path.heard_ns if silent else (self.watch.died_ns if proof and self.watch is not None else 0) or now
+        self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=min(now, lost_ns), reason=reason,
                                  proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover, parted=parted)

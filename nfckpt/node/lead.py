@@ -8,29 +8,26 @@ A native function runs in ActivePath.run, without the GIL, from one look of `_sl
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from nfckpt.checkpoint.engine import Engine
 from nfckpt.clock import PairClock
 from nfckpt.errors import NfckptError, PeerError, StateError
-from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
-from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
-from nfckpt.native.gate import Gate
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
 from nfckpt.node.app import App, AppContext, declare, load_app
+from nfckpt.node.parts import Parts
 from nfckpt.node.shell import MS, Shell, Stopped
 from nfckpt.node.suspects import Suspects
 from nfckpt.observe.quarantine import Quarantine
@@ -48,62 +45,21 @@ class Leader(Shell):
 
     def _lead(self, *, blank: bool, term: int) -> None:
         """Run the app as the active of `term`, until stopped."""
-        b = self.bounds
-        tap: Tap | None = None
         takeover, standby = self.takeover, self.core
-        if takeover is not None:
-            assert isinstance(standby, Standby)
-            tap = standby.tap
-            self._drain(standby)
-            applied_ns = time.monotonic_ns()
-            self._drop_channel()
-        else:
-            self.arena = Arena(b.arena_bytes)
-            self.clock = PairClock(0, time.monotonic_ns())
-        # a fresh mapping and a fresh app: nothing but the arena's bytes is carried over
-        arena = Arena(fd=os.dup(self.arena.fd))
-        app = load_app(self.config) if takeover is not None else self.app
-        self.state, parking = declare(self.config, app, arena, self.secrets.table)
-        gate = Gate(self.ports, b.gate_frames_max, b.gate_bytes_max)
-        agent = self.agent = Agent(self.ports, arena, gate, self.secrets.tap, names_max=b.names_max, parking=parking)
-        engine = Engine(b, (standby.path.epoch if isinstance(standby, Standby) else 0) + 1)
-        agent.epoch = engine.epoch
-        self.writer = EpochWriter(self.secrets.tap)
-        lease = LeaseClock(b.lease_ms, b.beat_ms) if self.hosts else None
-        core = self.core = Active(pair=self.config.name, node=self.node, peer=self.peer, layout=self.layout, bounds=b, term=term,
-                                  agent=agent, engine=engine, writer=self.writer, clock=self.clock, lease=lease,
-                                  kills=not self.hosts, key_check=self.secrets.check)
-        self._perform(core.unlimited(time.monotonic_ns()))
-        if takeover is not None and takeover.unheard:
-            core.unheard, core.took_ns = True, takeover.started_ns
-        ctx = self.ctx = AppContext(agent, self.clock)
-        ctx.tick(time.monotonic_ns())
-        reemitted = 0
-        if takeover is not None and tap is not None and isinstance(standby, Standby):
-            gate.start_at(standby.path.next_seq)
-            for _, port, frame in tap.unseen_outputs():
-                if not agent.emit(port, frame):         # more than one gate holds: the rest follows what the ports take
-                    gate.release()
-                    agent.emit(port, frame)
-                reemitted += 1
-            agent.tap = tap
-        for port, frame in app.announce(ctx):
-            agent.emit(port, frame)
-        gate.release()
-        live_ns = time.monotonic_ns()
-        if takeover is not None and tap is not None and isinstance(standby, Standby):
-            self._receipt(takeover, standby, tap, applied_ns, live_ns, reemitted)
-        self.listener = Listener(self.config, self.spec, self.life_fd)
-        self._report("active", {"term": term, "blank": blank})
         if takeover is None:
+            self.arena = Arena(self.bounds.arena_bytes)
+            self.clock = PairClock(0, time.monotonic_ns())
+            self.parts = self._parts(self.app)
+            self.parts.lead(term, 1, self.life)
+            app = self._go(self.parts)
+            self._start_listening()
+            self._report("active", {"term": term, "blank": blank})
             self._warm()
         else:
-            gc.disable()
+            assert isinstance(standby, Standby)
+            app = self._take_over(takeover, standby, term)
+        agent = self.agent
         agent.hook = self._hook
-        self.takeover = None
-        if takeover is not None and tap is not None and not takeover.handover and arena.undoable:
-            self.suspects = Suspects(agent, tap, b, takeover.started_ns)       # it was gone then: what came later it never read
-            self.suspects.enter()
         try:
             while agent.running:
                 try:
@@ -114,7 +70,78 @@ class Leader(Shell):
                     app = self._survive(e, agent, term)
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            self.listener.close()
+            if self.listener is not None:
+                self.listener.close()
+
+    def _go(self, parts: Parts) -> App:
+        """From here on these parts are the node."""
+        self.agent, self.core, self.writer, self.ctx, self.state = parts.agent, parts.core, parts.writer, parts.ctx, parts.state
+        now = time.monotonic_ns()
+        self._perform(parts.core.unlimited(now))
+        self.ctx.tick(now)
+        if self.takeover is None:
+            self._announce(parts.app)
+        return parts.app
+
+    def _announce(self, app: App) -> None:
+        for port, frame in app.announce(self.ctx):
+            self.agent.emit(port, frame)
+        self.agent.gate.release()
+
+    def _take_over(self, takeover: Takeover, standby: Standby, term: int) -> App:
+        """From the last record to the first frame of our term. What can wait until the replay runs waits: `_later`."""
+        b, tap, marks = self.bounds, standby.tap, takeover.marks
+        self._drain(standby)
+        marks["apply"] = time.monotonic_ns()
+        self._retired, self.transport, self._poll = (self.transport, standby), None, None
+        parts = self.parts
+        parts.lead(term, standby.path.epoch + 1, self.life)
+        app = self._go(parts)
+        core, agent, gate = parts.core, parts.agent, parts.gate
+        marks["app"] = time.monotonic_ns()
+        if takeover.unheard:
+            core.unheard, core.took_ns = True, takeover.started_ns
+        gate.start_at(standby.path.next_seq)
+        reemitted = 0
+        for _, port, frame in tap.unseen_outputs():
+            if not agent.emit(port, frame):         # more than one gate holds: the rest follows what the ports take
+                gate.release()
+                agent.emit(port, frame)
+            reemitted += 1
+        agent.tap = tap
+        self._announce(app)
+        live_ns = marks["announce"] = time.monotonic_ns()
+        if not takeover.handover and parts.arena.undoable:
+            self.suspects = Suspects(agent, tap, b, takeover.started_ns)       # it was gone then: what came later it never read
+            self.suspects.enter()
+        self.takeover = None
+        before = tap.counters()
+        waiting, exact, epoch = tap.waiting_inputs, bool(tap.is_exact(live_ns)), standby.path.epoch
+        self.receipt_due_ns = live_ns + 2 * b.tap_skew_ms_max * MS
+
+        def later() -> None:
+            self.receipt = {"term": term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof, "exact": exact,
+                            "committed_epoch": epoch, "uncommitted": self.uncommitted, "replayed": waiting, "reemitted": reemitted,
+                            "steps_us": takeover.steps_us(), "before": before}
+            self._report("takeover", {"term": term, "reason": takeover.reason, "outage_us": self.receipt["steps_us"]["total"]})
+            self._report("active", {"term": term, "blank": False})
+            self._start_listening()
+            self._retire()
+
+        self._live_ns, self._later, self._slow_ns = live_ns, later, live_ns + MS
+        return app
+
+    def _start_listening(self) -> None:
+        self.listener = Listener(self.config, self.spec, self.life_fd)
+        self._poll = None
+
+    def _retire(self) -> None:
+        """What the standby that we were still has in its hands."""
+        self.transport, standby = self._retired
+        self._retired = None
+        standby.path.watch(None)
+        standby.path.attach(None)
+        self._drop_channel()
 
     def _run_app(self, app: App, agent: Agent) -> None:
         if isinstance(app, PollingFunction):
@@ -129,10 +156,9 @@ class Leader(Shell):
         text = traceback.format_exc()
         print(text, file=sys.stderr, end="")
         suspects, now = self.suspects, time.monotonic_ns()
-        if suspects is None or suspects.in_hand is None or suspects.quarantined >= self.bounds.quarantine_frames_max:
+        if suspects is None or not suspects.in_hand or suspects.quarantined >= self.bounds.quarantine_frames_max:
             raise Stopped(8, f"{type(e).__name__} on the packet thread: {e}") from None
-        port, key, frame = suspects.undo(now)
-        self.quarantined = suspects.quarantined
+        blamed = suspects.undo(now)
         app = load_app(self.config)
         agent.arena.forget_regions()
         self.state, parking = declare(self.config, app, agent.arena, self.secrets.table)
@@ -141,6 +167,11 @@ class Leader(Shell):
         self.ctx.tick(now)
         for to, own in app.announce(self.ctx):
             agent.emit(to, own)
+        if blamed is None:              # a burst: which of its frames it was shows when they come one at a time
+            suspects.boundary()
+            return app
+        port, key, frame = blamed
+        self.quarantined = suspects.quarantined
         quarantine = Quarantine(self.config.quarantine_dir, self.bounds.quarantine_bytes_max)
         path = quarantine.add(f"{self.config.name}-{self.node}-t{term}-{self.quarantined}", frame,
                               f"port {port}\nkey {key:016x}\nterm {term}\napp {self.config.app}\n\n{text}")
@@ -220,6 +251,7 @@ class Leader(Shell):
             self.suspects.boundary()
             if self.suspects.over:
                 self.suspects = None
+                self._replayed_ns = now
         if core.path.staging.count or self.outbox:
             self._push(now)
         quiet = core.path.poll(now)
@@ -235,9 +267,13 @@ class Leader(Shell):
             self._handed = agent.handed_out
             self.patience.worked()
         elif not quiet and agent.in_flight == 0 and not (agent.tap is not None and agent.tap.waiting_inputs):
-            self._idle(now, self.listener.fileno())
+            self._idle(now, self.listener.fileno() if self.listener is not None else -1)
         return quiet
 
+    listener: Listener | None = None
+    _later: Callable[[], None] | None = None        # what a takeover left to do
+    _retired: Any = None                            # channel and core of the standby that we were
+    _live_ns = _replayed_ns = 0                     # when our first frame could leave, and when the last of before had run
     suspects: Suspects | None = None        # while the replay runs frames that the old active may have died of
     quarantined = 0
     _alive_ns = 0
@@ -247,6 +283,9 @@ class Leader(Shell):
     def _slow(self, core: Active, now: int) -> None:
         """About once a millisecond: everything that is not a packet's or an epoch's business."""
         self._slow_ns = now + MS
+        if self._later is not None:
+            later, self._later = self._later, None
+            later()
         if now >= self._alive_ns:           # the kernel's default for this timer ends the process, whatever code it is in
             self._alive_ns = now + 500 * MS
             signal.setitimer(signal.ITIMER_VIRTUAL, self.bounds.loop_ms_max / 1000)
@@ -275,6 +314,7 @@ class Leader(Shell):
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room
+        assert self.listener is not None
         if self.transport is None and self.suspects is None and (fresh := self.listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)
@@ -286,30 +326,17 @@ class Leader(Shell):
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
-            if now >= self.receipt_due_ns and not tap.waiting_inputs:
+            if self.receipt is not None and now >= self.receipt_due_ns and self.suspects is None:
                 self._finish_receipt(tap)
+            if self.receipt is None and not tap.waiting_inputs:
                 self.agent.tap = None
 
     # ── receipt ──────────────────────────────────────────────────────────────────────────────────
 
-    def _receipt(self, takeover: Takeover, standby: Standby, tap: Tap, applied_ns: int, live_ns: int,
-                 reemitted: int) -> None:
-        marks = takeover.marks
-        steps, before = {"notice": (takeover.started_ns - takeover.lost_ns) // 1000}, takeover.started_ns
-        for name, at in [*marks.items(), ("apply", applied_ns), ("live", live_ns)]:
-            steps[name] = (at - before) // 1000
-            before = at
-        steps["total"] = (live_ns - takeover.lost_ns) // 1000
-        self.receipt = {"term": takeover.term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof,
-                        "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.path.epoch,
-                        "uncommitted": self.uncommitted, "replayed": tap.waiting_inputs,
-                        "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
-        self.receipt_due_ns = live_ns + 2 * self.bounds.tap_skew_ms_max * MS
-        self._report("takeover", {"term": takeover.term, "reason": takeover.reason, "outage_us": steps["total"]})
-
     def _finish_receipt(self, tap: Tap) -> None:
         assert self.receipt is not None
         now, before = tap.counters(), self.receipt.pop("before")
+        self.receipt["steps_us"]["replay"] = max(0, self._replayed_ns - self._live_ns) // 1000
         receipt = Receipt(**self.receipt, quarantined=self.quarantined, suppressed=now["credited"] - before["credited"],
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None

@@ -84,8 +84,8 @@ class Node(Follower, Leader):
                                      f"nfckpt_{self.config.name}_{self.node}")
             self.lease.install()
         self.life_fd = LifeLock.create()
-        self._life = LifeLock(self.life_fd)
-        self._life.hold()
+        self.life = LifeLock(self.life_fd)
+        self.life.hold()
         harden_process()
         sys.setswitchinterval(0.0005)
 

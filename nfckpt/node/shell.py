@@ -15,13 +15,16 @@ import time
 from collections import deque
 from typing import Any
 
+from nfckpt.clock import PairClock
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native.arena import Arena
 from nfckpt.native.channel import Channel
 from nfckpt.native.delta_encoder import DeltaEncoder
-from nfckpt.native.life import LifeWatch
+from nfckpt.native.life import LifeLock, LifeWatch
 from nfckpt.native.patience import Patience
 from nfckpt.node.app import App
+from nfckpt.node.parts import Parts
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
     Ask,
@@ -64,6 +67,10 @@ class Shell:
     """What following and leading share. `sock`: to the keeper, already past the spec."""
 
     app: App
+    parts: Parts                        # of the active that this process is, or may become
+    arena: Arena
+    clock: PairClock
+    life: LifeLock
 
     def __init__(self, spec: keeper.NodeSpec, sock: socket.socket) -> None:
         self.config, self.node, self.spec, self.sock = spec.config, spec.node, spec, sock
@@ -93,6 +100,9 @@ class Shell:
         self.ports: list[Any] = []
         self.layout = b""
         self.life_fd = -1
+
+    def _parts(self, app: App | None = None) -> Parts:
+        return Parts(self.config, self.node, self.peer, self.secrets, self.ports, self.layout, self.arena, self.clock, app)
 
     # ── keeper ───────────────────────────────────────────────────────────────────────────────────
 

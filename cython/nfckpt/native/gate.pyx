@@ -15,11 +15,16 @@ Where       in the port's transmit ring, staged until its epoch commits, where t
 Promises    G1 frames leave in the order they were held, byte for byte.
             G2 a full gate refuses (hold returns False, counted), it never drops.
             G3 `released_through` counts only frames that the port's ring has given to the kernel.
+            G4 an output numbered `leaving` or higher has not begun to leave: whoever dies leaves the word behind (native/life.pyx).
 """
 from nfckpt.errors import StateError
 
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
+
+cdef extern from *:
+    """static void gate_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }   /* before what follows */"""
+    void gate_store(uint64_t*, uint64_t) noexcept nogil
 
 cdef enum:
     SLACK = 16384               # a wrap of the byte ring wastes less than this
@@ -46,6 +51,7 @@ cdef class Gate:
         self._ports = PortSet(ports)
         self.committed = 0
         self._waiting = 0
+        self.leaving = &self._own_leaving
 
     def __dealloc__(self):
         free(self.held)
@@ -129,6 +135,7 @@ cdef class Gate:
             h = &self.held[<uint32_t>self.head & self.mask]
             if h.epoch > self.committed:
                 break
+            gate_store(self.leaving, self.head + 1)
             if h.staged:
                 r = self._ports.publish(h.port)
             else:
@@ -184,6 +191,11 @@ cdef class Gate:
     @property
     def is_open(self):
         return self.committed == ALL
+
+    @property
+    def leaving_through(self):
+        """Outputs below this number have left, or have begun to."""
+        return int(self.leaving[0])
 
     @property
     def held_frames(self):

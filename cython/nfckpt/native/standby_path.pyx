@@ -31,6 +31,7 @@ cdef enum Why:
     MAIL = 1                    # a message for Python waits, or the channel ended
     IDLE = 2                    # nothing came, and patience is at its end
     GONE = 3
+    DEAD = 4                    # the kernel says that the active is
 
 cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse, from 200 those of DeltaDecoder
     OTHER_SESSION = 100
@@ -65,6 +66,11 @@ cdef class StandbyPath:
         """Records come from, and acks go to, this channel; None: Python carries them."""
         self.has_channel = channel is not None
         self.channel = channel
+
+    def watch(self, LifeWatch life):
+        """`run` ends as soon as this life does; None: nobody's."""
+        self.has_watch = life is not None
+        self._watch = life
 
     @property
     def attached(self):
@@ -174,9 +180,11 @@ cdef class StandbyPath:
         ack.flags = TAP_GAP if self.has_tap and now < self.tap.gap_until else 0
 
     def released_at_most(self):
-        """No output with this number or a higher one can have left: the active, dead now, had not read the ack that lets it
-        go. Over TCP, which does not tell, it may have read all; 2**64 - 1 without a channel."""
+        """No output with this number or a higher one can have left: the active, dead now, had not begun with it, or not read the ack
+        that lets it go. Over TCP, which does not tell, it may have read all; 2**64 - 1 without a channel."""
         cdef uint64_t epoch, read
+        if self.has_watch:
+            return self._watch.leaving
         if not self.has_channel:
             return int(UINT64_MAX)
         read = self.channel.read_by_peer()
@@ -202,6 +210,9 @@ cdef class StandbyPath:
             while True:
                 now = monotonic_ns()
                 if now >= until_ns:
+                    break
+                if self.has_watch and self._watch.dead():
+                    why = DEAD
                     break
                 n = self.tap.look(now, LOOK) if self.has_tap else 0
                 if n < 0:
