@@ -35,7 +35,7 @@ __all__ = ["Plan", "Takeover", "Takeovers", "run"]
 
 MODULE = "nfckpt.bench.takeovers"       # also where it is __main__
 STREAMS, PAYLOAD, LATE_MS = 16, 64, 2.0
-TICK_US = 100
+TICK_US = 200
 BEFORE_MS = 5
 DISCARD_PORT = 9
 PROTECTED_S_MAX = 60.0

@@ -8,7 +8,7 @@ Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            eac
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
             SETTLE   keep reading the segment and the channel until every committed output that can have left was seen, or the skew
-                     is over. (Over shared memory an output whose ack the dead active had not read cannot have left.)
+                     is over. (On one kernel the dead active left behind which outputs it had begun to send.)
             LIVE     apply what is registered, re-emit, restart the app, replay (the shell does it, on Promote).
 
 A denied claim ends the process: somebody else has the term.
@@ -97,7 +97,7 @@ class Takeover:
                 self._fenced(now)
         if self.step is Step.SETTLE:
             settled = self.standby.tap.read_ns >= self._fenced_ns + self.bounds.tap_skew_ms_max * MS
-            if settled or not self.standby.tap.waiting_outputs_below(self.standby.path.released_at_most()):
+            if settled or not self.standby.path.may_still_come():
                 self._next(now, Step.LIVE)
                 effects.append(Promote(self.term))
         return effects

@@ -15,7 +15,7 @@ Where       in the port's transmit ring, staged until its epoch commits, where t
 Promises    G1 frames leave in the order they were held, byte for byte.
             G2 a full gate refuses (hold returns False, counted), it never drops.
             G3 `released_through` counts only frames that the port's ring has given to the kernel.
-            G4 an output numbered `leaving` or higher has not begun to leave: whoever dies leaves the word behind (native/life.pyx).
+            G4 an output numbered `leaving` of its port or higher has not begun to leave: who dies leaves that behind (native/life.pyx).
 """
 from nfckpt.errors import StateError
 
@@ -51,7 +51,7 @@ cdef class Gate:
         self._ports = PortSet(ports)
         self.committed = 0
         self._waiting = 0
-        self.leaving = &self._own_leaving
+        self.leaving = self._own_leaving
 
     def __dealloc__(self):
         free(self.held)
@@ -135,10 +135,10 @@ cdef class Gate:
             h = &self.held[<uint32_t>self.head & self.mask]
             if h.epoch > self.committed:
                 break
-            gate_store(self.leaving, self.head + 1)
             if h.staged:
-                r = self._ports.publish(h.port)
+                r = self._ports.publish(h.port)         # and it leaves at the flush
             else:
+                gate_store(self.leaving + h.port, self.head + 1)
                 r = self._ports.tx(h.port, h.data, h.length)
                 if r == 0:
                     self._ports.flush(h.port)
@@ -157,6 +157,7 @@ cdef class Gate:
         if n or self._waiting or full:
             self._waiting = 0
             for p in range(self._ports.n):
+                gate_store(self.leaving + p, self.head)
                 if self._ports.flush(p) != 0:       # some wait, or the port is gone with what it had taken
                     self._waiting += 1
             if self._waiting == 0:
@@ -194,8 +195,8 @@ cdef class Gate:
 
     @property
     def leaving_through(self):
-        """Outputs below this number have left, or have begun to."""
-        return int(self.leaving[0])
+        """list, by port: outputs below this number have left, or have begun to."""
+        return [int(self.leaving[p]) for p in range(self._ports.n)]
 
     @property
     def held_frames(self):

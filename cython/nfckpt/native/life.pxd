@@ -8,7 +8,7 @@ cdef extern from "linux/futex.h":
 cdef enum:
     ALIVE = 0
     DIED = 1                    # the kernel wrote it: the holding thread is past its last instruction
-    LEAVING = 64                # offset in the page: a u64
+    LEAVING = 64                # offset in the page: a u64 for each port
     RELEASED = 2                # the holder let go (or wrote something else there): no proof of anything
 
 cdef struct WatchState:
@@ -30,6 +30,7 @@ cdef class LifeWatch:
     cdef WatchState* s
 
     cdef _end(self)
+    cdef uint64_t leaves(self, int port) noexcept nogil
 
     @cython.final
     cdef inline bint dead(self) noexcept nogil:

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Proof of death on one kernel: a robust mutex in a sealed page, held by the emitting thread (DESIGN I9, profile host).
 
-Picture     emitting thread --pthread_mutex_lock--> [ tid | WAITERS ]      page of a memfd; at 64 the gate's `leaving`
+Picture     emitting thread --pthread_mutex_lock--> [ tid | WAITERS ]      page of a memfd; at 64 the gate's `leaving` of each port
                      |                                   |
                   SIGKILL, SIGSEGV, exit, exec           | FUTEX_WAIT, read-only mapping
                      v                                   v
@@ -16,7 +16,7 @@ Promises    L1 a watch reports `died` only when the kernel (or the owner itself,
                one word, so nothing a peer writes can lead it astray. The page must be sealed against shrinking, or
                a peer could have it killed by SIGBUS: an unsealed one is refused.
             L3 one life, one page: `hold` seals it against any further writable mapping.
-            L4 an output numbered `leaving` or higher never began to leave: the owner's gate writes the word before a frame's turn.
+            L4 an output numbered `leaving` of its port or higher never began to leave: the owner's gate writes it before a frame's turn.
 
 Limits      An owner that lies about itself can: set OWNER_DIED (a false report: what promotes on it must still kill, see
             proof.kill_and_confirm), clear WAITERS (news up to SLICE_MS late), or flip the word for ever (the watcher
@@ -31,7 +31,9 @@ import os
 from nfckpt.errors import MachineError, PeerError, StateError
 
 from libc.stdlib cimport calloc, free
+from libc.stdint cimport UINT64_MAX
 from nfckpt.native.gate cimport Gate
+from nfckpt.native.port_set cimport MAX_PORTS
 
 cdef extern from *:
     """
@@ -239,12 +241,17 @@ cdef class LifeWatch:
         """True from the kernel's word on."""
         return bool(self.dead())
 
-    @property
-    def leaving(self):
-        """No output of the owner with this number or a higher one has begun to leave (L4). Raises StateError after close()."""
+    def leaving(self, int port):
+        """No output of the owner to `port` with this number or a higher one has begun to leave (L4). Raises StateError after
+        close(), IndexError for a port that cannot be."""
         if self.s.map == NULL:
             raise StateError("the watch is closed")
-        return int(life_load64(<const uint64_t*>(<const uint8_t*>self.s.map + LEAVING)))
+        if not 0 <= port < MAX_PORTS:
+            raise IndexError(port)
+        return int(self.leaves(port))
+
+    cdef uint64_t leaves(self, int port) noexcept nogil:
+        return life_load64(<const uint64_t*>(<const uint8_t*>self.s.map + LEAVING) + port) if self.s.map != NULL else UINT64_MAX
 
     @property
     def released(self):

@@ -19,6 +19,7 @@ from nfckpt.native.delta_decoder cimport DELTA_MISMATCH, DeltaDecoder, NO_INPUT,
 from nfckpt.native.epoch cimport (
     Record, SYNC_LAST, record_agrees, record_apply, record_ask, record_fault, record_parse, record_register,
 )
+from nfckpt.native.keyed_fifo cimport Entry
 from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
 
@@ -180,11 +181,9 @@ cdef class StandbyPath:
         ack.flags = TAP_GAP if self.has_tap and now < self.tap.gap_until else 0
 
     def released_at_most(self):
-        """No output with this number or a higher one can have left: the active, dead now, had not begun with it, or not read the ack
-        that lets it go. Over TCP, which does not tell, it may have read all; 2**64 - 1 without a channel."""
+        """No output with this number or a higher one can have left: the active, dead now, had not read the ack that lets it
+        go. Over TCP, which does not tell, it may have read all; 2**64 - 1 without a channel."""
         cdef uint64_t epoch, read
-        if self.has_watch:
-            return self._watch.leaving
         if not self.has_channel:
             return int(UINT64_MAX)
         read = self.channel.read_by_peer()
@@ -192,6 +191,17 @@ cdef class StandbyPath:
             if 0 < self.ack_head[epoch % ACKS] <= read and self.ack_head[epoch % ACKS] != UINT64_MAX:
                 return int(self.ack_seq[epoch % ACKS])
         return 0
+
+    def may_still_come(self):
+        """Was a committed output not seen that the active, dead now, can have sent? Where its life is watched only what it had begun
+        to send; elsewhere what it had read the ack of."""
+        cdef uint64_t number, below = 0 if self.has_watch else self.released_at_most()
+        cdef Entry* e
+        for number in range(self.tap.expected.head, self.tap.expected.tail):
+            e = &self.tap.expected.entries[<uint32_t>number & self.tap.expected.mask]
+            if e.live and e.seq < (self._watch.leaves(e.port) if self.has_watch else below):
+                return True
+        return False
 
     def ack(self, uint64_t number, uint64_t now):
         """The 40 bytes of an ACK of epoch `number` (or a BEAT_ACK of beat `number`)."""

@@ -348,11 +348,6 @@ cdef class Tap:
         """Committed outputs not yet seen leaving."""
         return int(self.expected.live)
 
-    def waiting_outputs_below(self, uint64_t seq):
-        """Whether a committed output with a number below `seq` was not yet seen leaving (they are kept in order)."""
-        cdef uint32_t i = self.expected.oldest()
-        return i != NO_ENTRY and self.expected.entries[i].seq < seq
-
     @property
     def waiting_credits(self):
         return int(self.credits.live)
