@@ -150,7 +150,8 @@ class PairRig:
         listen = free_ports(2)
         self.config = PairConfig(
             name="rig", app=app, profile=profile, app_args=app_args or APP_ARGS.get(app, {}), quarantine_dir=quarantine_dir,
-            bounds=Bounds(**{"unsafe_no_egress_lease": True, "arena_bytes": 8 << 20, "message_bytes_max": 128 << 20, **bounds}),
+            bounds=Bounds(**{"unsafe_no_egress_lease": True, "arena_bytes": 8 << 20, "message_bytes_max": 128 << 20,
+                             "hang_ms": bounds.get("hang_ms_max", 400), **bounds}),
             nodes={name: NodeConfig(ports=[hub.endpoint_spec(i, by_path=True) for hub in self.hubs], address=f"127.0.0.1:{listen[i - 1]}")
                    for i, name in enumerate("ab", 1)})
         self.pair = LocalPair(self.config, on_event=lambda name, at_ns, fields: self.events.append((name, fields)))

@@ -8,6 +8,7 @@ import time
 
 from nfckpt.clock import PairClock
 from nfckpt.errors import PeerError
+from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native.arena import Arena
 from nfckpt.native.tap import Tap
@@ -53,6 +54,7 @@ class Follower(Shell):
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
                                    now=time.monotonic_ns(), key_check=self.secrets.check)
         self._attach()
+        self.detector = Detector(b, time.monotonic_ns())
         core.path.watch(self.watch)
         self._perform(core.hello())
         while not self.promoted:
@@ -95,7 +97,7 @@ class Follower(Shell):
             if now >= self._drops_ns:
                 self._drops_ns = now + 50 * MS
                 core.tap.note_drops(now)
-            if not lost and now - core.path.heard_ns > self.bounds.hang_ms_max * MS:
+            if self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD and not lost:
                 lost = f"active silent for {(now - core.path.heard_ns) // MS} ms"
                 silent = True
         if self.takeover is None:

@@ -19,6 +19,7 @@ import msgspec
 
 from nfckpt.clock import PairClock
 from nfckpt.errors import NfckptError, PeerError, StateError
+from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
@@ -299,6 +300,8 @@ class Leader(Shell):
         elif core.state.value == "holding" and not core.peer_dead and self._peer_dead():
             now = time.monotonic_ns()
             self._perform(core.on_peer_lost(now, "its process ended", True))
+        if core.session and core.state.value in ("protecting", "active", "handed"):
+            core.peer_hangs = self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD
         self._perform(core.tick(now))
         self._push(now)
         if core.engine.unprotectable and core.state.value in ("protecting", "active"):
@@ -318,6 +321,7 @@ class Leader(Shell):
         if self.transport is None and self.suspects is None and (fresh := self.listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)
+                self.detector = Detector(self.bounds, now)
             else:
                 fresh.close()
         if self.listener.refused != self._refused and now >= self._refused_ns:

@@ -136,6 +136,8 @@ class Node(Follower, Leader):
                     "tap_gap": not core.tap.is_exact(now), "divergent": core.path.divergent_epoch}
         else:
             out |= {"role": "starting", "term": 0, "protected": False, "epoch": 0}
+        if core is not None and self.transport is not None:
+            out |= self.detector.describe()
         if (tap := self._tap()) is not None:
             out["tap"] = tap.counters()
         out["ports"] = {f"{i}:{p.name}": p.counters() for i, p in enumerate(self.ports)}

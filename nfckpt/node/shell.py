@@ -16,6 +16,7 @@ from collections import deque
 from typing import Any
 
 from nfckpt.clock import PairClock
+from nfckpt.failover.detector import Detector
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native.arena import Arena
@@ -86,6 +87,7 @@ class Shell:
         self.pidfd = -1
         self.core: Active | Standby | None = None
         self.takeover: Takeover | None = None
+        self.detector = Detector(self.bounds, time.monotonic_ns())
         self.uncommitted = 0                        # inputs, when the active was lost
         self.promoted = 0
         self.lease: EgressLease | None = None
