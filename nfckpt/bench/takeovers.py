@@ -27,11 +27,11 @@ from typing import Any, Literal
 import msgspec
 
 from nfckpt.bench.boxed import in_box
-from nfckpt.bench.figure import Scale
+from nfckpt.bench.figure import DifferenceError, Scale
 from nfckpt.config import Bounds, NodeConfig, PairConfig
 from nfckpt.errors import ProtectionError
 
-__all__ = ["Plan", "Takeover", "Takeovers", "run"]
+__all__ = ["Plan", "Takeover", "Takeovers", "describe", "flows", "run", "times"]
 
 MODULE = "nfckpt.bench.takeovers"       # also where it is __main__
 STREAMS, PAYLOAD, LATE_MS = 16, 64, 2.0
@@ -85,7 +85,14 @@ class Takeovers(msgspec.Struct, frozen=True, kw_only=True):
     frames: int
     flows: int
     state_bytes: int
-    bytes_synced: int
+    hang_bound_ms: float        # of the standby, at the end
+    hole_ms: float
+    lates: int
+    standbys_lost: int
+
+    @property
+    def plan_skew_us(self) -> int:
+        return 1000 * msgspec.convert(self.plan.bounds, Bounds).tap_skew_ms_max
 
     def outages_us(self, *ways: str) -> list[float]:
         return sorted(t.outage_us for t in self.each if not ways or t.way in ways)
@@ -96,10 +103,32 @@ class Takeovers(msgspec.Struct, frozen=True, kw_only=True):
         return statistics.median(found) if found else 0.0
 
 
+def times(scale: Scale) -> int:
+    """How many takeovers a row makes: 100, fewer in a short run."""
+    return scale.small(max(10, min(100, round(100 * scale.seconds / 6))), 2)
+
+
+def flows(scale: Scale) -> int:
+    return scale.small(100_000, 200)
+
+
+def describe(found: Takeovers, note: str) -> dict[str, Any]:
+    """What every Figure of these rows says."""
+    plan = found.plan
+    return {"slices": len(found.each), "note": "; ".join([note, *found.problems, f"{found.frames:,} frames"]), "settings": {
+        "ways": " ".join(plan.ways), "takeovers": len(found.each), "profile": plan.profile, "app": plan.app, "flows": plan.flows,
+        "frames_per_s": f"{plan.frames_s} each way", "frame_bytes": PAYLOAD + 42, "nice": "-15 where allowed",
+        "median_delay_us": round(statistics.median(t.median_us for t in found.each)) if found.each else "-",
+        "sender_gap_us_max": round(max((t.gap_us for t in found.each), default=0))}}
+
+
 def run(plan: Plan, scale: Scale) -> Takeovers:
     """In a box of its own. Raises UnavailableError, DifferenceError."""
-    found = in_box(MODULE, [msgspec.json.encode(plan).decode()], scale, f"{plan.times} × {', '.join(plan.ways)}")
-    return msgspec.convert(found, Takeovers)
+    raw = in_box(MODULE, [msgspec.json.encode(plan).decode()], scale, f"{plan.times} × {', '.join(plan.ways)}")
+    found = msgspec.convert(raw, Takeovers)
+    if found.problems:
+        raise DifferenceError(f"{', '.join(plan.ways)}: {'; '.join(found.problems)}")
+    return found
 
 
 # ── inside the box ───────────────────────────────────────────────────────────────────────────────
@@ -206,9 +235,9 @@ class Stage:
             if not self.pair.failover():
                 raise ProtectionError("no planned switch: the pair is not protected")
         elif way == "machine":
-            self.bed.links_down(node)           # first: the kernel of a process that ends would close its TCP connections
-            t = time.monotonic_ns()
+            self.bed.cut(f"{node}.rep")         # first: the kernel of a process that ends would close its TCP connections
             os.kill(pid, signal.SIGKILL)
+            self.bed.links_down(node)
         else:
             os.kill(pid, {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "stop": signal.SIGSTOP}[way])
         return t
@@ -250,9 +279,8 @@ def _inside(plan: Plan) -> Takeovers:
             for i in range(plan.times):
                 time.sleep(plan.rest_s)
                 each.append(stage.one(plan.ways[i % len(plan.ways)]))
-                print(f"{each[-1].way} {each[-1].outage_us:,.0f} µs {each[-1].receipt['steps_us']}", file=sys.stderr)
         seconds = time.monotonic() - began
-        _, active, _ = stage.status()
+        _, active, standby = stage.status()
         for end in stage.ends.values():
             end.say("halt")
         for end in stage.ends.values():
@@ -266,8 +294,10 @@ def _inside(plan: Plan) -> Takeovers:
         state = active["state"]
         return Takeovers(plan=plan, each=each, problems=problems, seconds=seconds, frames=client["received"] + server["received"],
                          false_takeovers=int(active["term"]) - first_term - len(each),
-                         flows=next((int(row["count"]) for row in state if row["name"] == "sessions" and "count" in row), 0),
-                         state_bytes=int(active["arena_used_bytes"]), bytes_synced=4096 * int(active["sync_pages_sent"]))
+                         flows=next((round(row["fill"] * plan.flows * 5 / 4) for row in state if row["name"] == "sessions" and row["fill"]), 0),
+                         state_bytes=int(active["arena_used_bytes"]), hang_bound_ms=float(standby["hang_bound_ms"]),
+                         hole_ms=float(standby["hole_ms"]), lates=int(standby["peer_lates"]),
+                         standbys_lost=sum(name == "standby_lost" for name, _, _ in stage.events))
 
 
 @contextlib.contextmanager
