@@ -49,6 +49,7 @@ class Follower(Shell):
                 time.sleep(0.001)
         finally:
             connector.close()
+        self._come_forward()
         self._adopt(transport)
         core = self.core = Standby(pair=self.config.name, node=self.node, layout=self.layout, bounds=b,
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
@@ -80,7 +81,7 @@ class Follower(Shell):
                 lost = t.closed or ""
             except PeerError as e:
                 lost = e.message
-        slow = now >= self._slow_ns
+        slow = now >= self._slow_ns or self.takeover is not None       # the witness's answer is waited for
         if core.waiting or slow:
             try:
                 self._perform(core.work(now))
@@ -129,6 +130,7 @@ class Follower(Shell):
         if not core.may_claim:
             raise Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         self.uncommitted = core.tap.waiting_inputs
+        now = time.monotonic_ns()
         lost_ns = core.path.heard_ns if silent else (self.watch.died_ns if proof and self.watch is not None else 0) or now
-        self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=min(now, lost_ns), reason=reason,
+        self.takeover = Takeover(core, self.bounds, node=self.node, now=now, lost_ns=min(now, lost_ns), reason=reason,
                                  proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover, parted=parted)

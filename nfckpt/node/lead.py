@@ -8,12 +8,13 @@ A native function runs in ActivePath.run, without the GIL, from one look of `_sl
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -37,6 +38,7 @@ from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import keeper, kinds
 from nfckpt.wire.rendezvous import Listener
+from nfckpt.wire.transport import Transport
 
 __all__ = ["Leader"]
 
@@ -53,7 +55,7 @@ class Leader(Shell):
             self.parts = self._parts(self.app)
             self.parts.lead(term, 1, self.life)
             app = self._go(self.parts)
-            self._start_listening()
+            self.listener = Listener(self.config, self.spec, self.life_fd)
             self._report("active", {"term": term, "blank": blank})
             self._warm()
         else:
@@ -94,7 +96,7 @@ class Leader(Shell):
         b, tap, marks = self.bounds, standby.tap, takeover.marks
         self._drain(standby)
         marks["apply"] = time.monotonic_ns()
-        self._retired, self.transport, self._poll = (self.transport, standby), None, None
+        retired, self.transport, self._poll = self.transport, None, None
         parts = self.parts
         parts.lead(term, standby.path.epoch + 1, self.life)
         app = self._go(parts)
@@ -124,25 +126,24 @@ class Leader(Shell):
             self.receipt = {"term": term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof, "exact": exact,
                             "committed_epoch": epoch, "uncommitted": self.uncommitted, "replayed": waiting, "reemitted": reemitted,
                             "steps_us": takeover.steps_us(), "before": before}
-            self._report("takeover", {"term": term, "reason": takeover.reason, "outage_us": self.receipt["steps_us"]["total"]})
+            self._report("takeover", {"term": term, "reason": takeover.reason, "lost_ns": takeover.lost_ns, "outage_us": self.receipt["steps_us"]["total"]})
             self._report("active", {"term": term, "blank": False})
-            self._start_listening()
-            self._retire()
+            standby.path.watch(None)
+            standby.path.attach(None)
+            threading.Thread(target=self._clear_up, args=(retired,), daemon=True).start()
 
         self._live_ns, self._later, self._slow_ns = live_ns, later, live_ns + MS
         return app
 
-    def _start_listening(self) -> None:
-        self.listener = Listener(self.config, self.spec, self.life_fd)
-        self._poll = None
-
-    def _retire(self) -> None:
-        """What the standby that we were still has in its hands."""
-        self.transport, standby = self._retired
-        self._retired = None
-        standby.path.watch(None)
-        standby.path.attach(None)
-        self._drop_channel()
+    def _clear_up(self, retired: Transport | None) -> None:
+        """On a thread behind the packet thread: what takes a millisecond each and no frame waits for."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            self._made = Listener(self.config, self.spec, self.life_fd)
+        except Exception as e:
+            self._made = e
+        if retired is not None:
+            retired.close()             # frees the memory of both rings
 
     def _run_app(self, app: App, agent: Agent) -> None:
         if isinstance(app, PollingFunction):
@@ -198,7 +199,7 @@ class Leader(Shell):
         assert isinstance(self.core, Active)
         path = self.core.path
         while agent.running:
-            if isinstance(app, NativeFunction) and self.suspects is None and not self.outbox and (path.attached or not path.holding):
+            if isinstance(app, NativeFunction) and self.suspects is None and not self.outbox and not self.core.handing_over and (path.attached or not path.holding):
                 until = min(self._slow_ns, time.monotonic_ns() + next_tick - ctx.now_ns) if tick_ns else self._slow_ns
                 path.leave_until_ns = self.core.leave_until_ns
                 path.run(app, burst, size, until, self.patience)
@@ -259,6 +260,9 @@ class Leader(Shell):
         if core.path.captured:
             self._push(now)
             core.path.spent(time.monotonic_ns() - now)
+        if core.handing_over:
+            agent.paused = True
+            self._perform(core.handed_over(now))
         if quiet and not agent.in_flight:
             self.patience.worked()
             return True
@@ -273,7 +277,7 @@ class Leader(Shell):
 
     listener: Listener | None = None
     _later: Callable[[], None] | None = None        # what a takeover left to do
-    _retired: Any = None                            # channel and core of the standby that we were
+    _made: Listener | Exception | None = None       # by the thread that clears up after a takeover
     _live_ns = _replayed_ns = 0                     # when our first frame could leave, and when the last of before had run
     suspects: Suspects | None = None        # while the replay runs frames that the old active may have died of
     quarantined = 0
@@ -311,20 +315,23 @@ class Leader(Shell):
                 raise Stopped(9, why)
             self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
-        if core.handing_over:
-            self._perform(core.handed_over(now))
         if self.transport is None and self.watch is not None and core.state.value == "solo":
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room
-        assert self.listener is not None
-        if self.transport is None and self.suspects is None and (fresh := self.listener.poll()) is not None:
+        if self.listener is None:
+            if isinstance(self._made, Exception):
+                raise self._made
+            self.listener, self._made, self._poll = self._made, None, None
+        if self.listener is None:
+            pass
+        elif self.transport is None and self.suspects is None and (fresh := self.listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)
                 self.detector = Detector(self.bounds, now)
             else:
                 fresh.close()
-        if self.listener.refused != self._refused and now >= self._refused_ns:
+        if self.listener is not None and self.listener.refused != self._refused and now >= self._refused_ns:
             self._refused, self._refused_ns = self.listener.refused, now + 1000 * MS
             self._report("follower_refused", {"reason": self.listener.refusal})
         tap = self.agent.tap

@@ -24,7 +24,8 @@ def measure(scale: Scale) -> list[Figure]:
     p50, p99 = statistics.median(outages), outages[min(len(outages) - 1, len(outages) * 99 // 100)]
     steps = ", ".join(f"{name} {found.step_us(name):,.0f}" for name in found.each[-1].receipt["steps_us"])
     by_way = ", ".join(f"{way} {statistics.median(found.outages_us(way)) / 1e3:.2f}" for way in found.plan.ways if found.outages_us(way))
-    note = f"median ms {by_way}; steps of the receipt, median µs: {steps}"
+    told = statistics.median(t.told_us for t in found.each)
+    note = f"median ms {by_way}; median µs from the signal to the kernel's word {told:,.0f}, then the receipt's steps: {steps}"
     figures = [Figure(KEYS[0], p50, (outages[len(outages) // 4], outages[3 * len(outages) // 4]), **describe(found, note)),
                Figure(KEYS[1], p99, **describe(found, f"of {len(outages)} takeovers"))]
     bytes_s = _channel_bytes_s(scale)
