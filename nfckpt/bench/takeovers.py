@@ -53,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     app: str = "nfckpt.native.nat:NativeNat"
     flows: int = 100_000
     frames_s: int = 25_000
-    rest_s: float = 0.3
+    rest_s: float = 0.4
     window_ms: int = 300
     arena_bytes: int = 0
     burn: int = 0
@@ -65,6 +65,7 @@ class Takeover(msgspec.Struct, frozen=True, kw_only=True):
 
     way: Way
     outage_us: float
+    idle_us: float              # the same of a window as long before it, in which nothing ended
     told_us: float              # until the survivor was told: the kernel's word, or how long before the end it had heard the last
     median_us: float
     gap_us: float               # the longest time in which a sender sent nothing
@@ -243,9 +244,16 @@ class Stage:
             os.kill(pid, {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "stop": signal.SIGSTOP}[way])
         return t
 
+    def _worst_us(self, t: int) -> tuple[float, dict[str, Any], list[dict[str, Any]]]:
+        """The outage around `t`, what the sink that saw it says, and what both say."""
+        seen = [p.ask(f"around {t} {t - BEFORE_MS * MS} {t + self.plan.window_ms * MS}", "around", 10) for p in self.ends.values()]
+        worst = max(seen, key=lambda s: s["worst_ns"] - s["median_ns"])
+        return (worst["worst_ns"] - worst["median_ns"]) / 1e3, worst, seen
+
     def one(self, way: Way) -> Takeover:
         node, active, standby = self.status()
         term = int(active["term"]) + 1
+        idle_us = self._worst_us(time.monotonic_ns() - self.plan.window_ms * MS)[0]
         t = self.end_active(node, way)
         self.wait("active", lambda f: f["term"] >= term)
         if way == "machine":
@@ -257,9 +265,8 @@ class Stage:
         protecting, _ = self.wait("protecting", lambda f: True)
         exited, _ = self.wait("exited", lambda f: f["node"] == node)
         time.sleep(max(0.0, (t + self.plan.window_ms * MS - time.monotonic_ns()) / 1e9) + 0.02)
-        seen = [p.ask(f"around {t} {t - BEFORE_MS * MS} {t + self.plan.window_ms * MS}", "around", 10) for p in self.ends.values()]
-        worst = max(seen, key=lambda s: s["worst_ns"] - s["median_ns"])
-        return Takeover(way=way, outage_us=(worst["worst_ns"] - worst["median_ns"]) / 1e3, told_us=(taken["lost_ns"] - t) / 1e3, median_us=worst["median_ns"] / 1e3,
+        outage_us, worst, seen = self._worst_us(t)
+        return Takeover(way=way, outage_us=outage_us, idle_us=idle_us, told_us=(taken["lost_ns"] - t) / 1e3, median_us=worst["median_ns"] / 1e3,
                         gap_us=max(s["gap_ns"] for s in seen) / 1e3, protected_us=(protected - t) / 1e3,
                         sync_us=(protected - protecting) / 1e3, start_us=(protecting - exited) / 1e3,
                         hang_bound_us=1e3 * float(standby.get("hang_bound_ms", 0)), receipt=receipt)

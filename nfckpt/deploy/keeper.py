@@ -33,7 +33,6 @@ __all__ = ["Keeper"]
 
 AskWitness = Callable[[Question], Answer]
 RESTART_S_MIN, RESTART_S_MAX = 0.02, 2.0
-START_NICE = 5                  # above the keeper's, until a process is started
 NO_RESTART = {0, 2, 5}          # stopped in order, bad configuration, refused: starting again would end the same way
 
 
@@ -145,10 +144,9 @@ class Keeper:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "nfckpt.node", str(theirs.fileno()), str(os.getpriority(os.PRIO_PROCESS, 0))], stdin=subprocess.DEVNULL, stderr=self._stderr,
+                [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
                 pass_fds=(theirs.fileno(), *self._pass_fds),
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
-        _stay_behind(process.pid)
         self.process = process
         self._reason, self._was_whole = "", False
         self.starts += 1
@@ -196,15 +194,6 @@ class Keeper:
         if self._on_event is not None:
             with contextlib.suppress(Exception):
                 self._on_event(*row)
-
-
-def _stay_behind(pid: int) -> None:
-    """A process that starts is in nobody's way: its peer leads alone meanwhile, perhaps on the same cores, fresh from a takeover. Only
-    where it may come back: without CAP_SYS_NICE (or RLIMIT_NICE) it would stay there."""
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, own - 1)
-        os.setpriority(os.PRIO_PROCESS, pid, min(19, own + START_NICE))
 
 
 def _path() -> str:

@@ -49,7 +49,6 @@ class Follower(Shell):
                 time.sleep(0.001)
         finally:
             connector.close()
-        self._come_forward()
         self._adopt(transport)
         core = self.core = Standby(pair=self.config.name, node=self.node, layout=self.layout, bounds=b,
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,

@@ -40,8 +40,6 @@ class Node(Follower, Leader):
         try:
             self._open()
             term = self._register()
-            if term is not None:
-                self._come_forward()
             if term is None:
                 self._follow()
                 self._lead(blank=False, term=self.promoted)
@@ -153,8 +151,8 @@ class Node(Follower, Leader):
 
 
 def main() -> int:
-    """`python -m nfckpt.node FD NICE`: the inherited keeper socket, and our niceness once started. Not for people: a keeper starts it."""
-    if len(sys.argv) != 3 or not sys.argv[1].isdigit():
+    """`python -m nfckpt.node FD`: FD is the inherited keeper socket. Not for people: a keeper starts it."""
+    if len(sys.argv) != 2 or not sys.argv[1].isdigit():
         print("nfckpt.node is started by a keeper; to run a pair use `nfckpt run`", file=sys.stderr)
         return 2
     sock = socket.socket(fileno=int(sys.argv[1]))
@@ -164,4 +162,4 @@ def main() -> int:
         return 10
     spec = msgspec.json.decode(raw, type=keeper.NodeSpec)
     sock.setblocking(False)
-    return Node(spec, sock, int(sys.argv[2])).run()
+    return Node(spec, sock).run()

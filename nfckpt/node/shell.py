@@ -73,8 +73,7 @@ class Shell:
     clock: PairClock
     life: LifeLock
 
-    def __init__(self, spec: keeper.NodeSpec, sock: socket.socket, nice: int = 0) -> None:
-        self.nice = nice                            # our niceness once we are of use
+    def __init__(self, spec: keeper.NodeSpec, sock: socket.socket) -> None:
         self.config, self.node, self.spec, self.sock = spec.config, spec.node, spec, sock
         self.bounds = spec.config.bounds
         self.peer = next(n for n in spec.config.nodes if n != spec.node)
@@ -106,11 +105,6 @@ class Shell:
 
     def _parts(self, app: App | None = None) -> Parts:
         return Parts(self.config, self.node, self.peer, self.secrets, self.ports, self.layout, self.arena, self.clock, app)
-
-    def _come_forward(self) -> None:
-        """We have started, behind everybody else (deploy/keeper.py); from here on packets and epochs wait for us."""
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, self.nice)
 
     # ── keeper ───────────────────────────────────────────────────────────────────────────────────
 

@@ -26,8 +26,11 @@ def measure(scale: Scale) -> list[Figure]:
     by_way = ", ".join(f"{way} {statistics.median(found.outages_us(way)) / 1e3:.2f}" for way in found.plan.ways if found.outages_us(way))
     told = statistics.median(t.told_us for t in found.each)
     note = f"median ms {by_way}; median µs from the signal to the kernel's word {told:,.0f}, then the receipt's steps: {steps}"
-    figures = [Figure(KEYS[0], p50, (outages[len(outages) // 4], outages[3 * len(outages) // 4]), **describe(found, note)),
-               Figure(KEYS[1], p99, **describe(found, f"of {len(outages)} takeovers"))]
+    idle = sorted(t.idle_us / 1e3 for t in found.each)
+    what = "ms: the largest delay of such a window in which nothing ended"
+    figures = [Figure(KEYS[0], p50, (outages[len(outages) // 4], outages[3 * len(outages) // 4]), limit=statistics.median(idle), limit_what=what,
+                      **describe(found, note)),
+               Figure(KEYS[1], p99, limit=idle[len(idle) * 99 // 100], limit_what=what, **describe(found, f"of {len(outages)} takeovers"))]
     bytes_s = _channel_bytes_s(scale)
     ratios = sorted(t.sync_us / 1e6 / (found.state_bytes / bytes_s) for t in found.each)
     skew = found.plan_skew_us

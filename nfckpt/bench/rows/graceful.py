@@ -15,4 +15,4 @@ def measure(scale: Scale) -> list[Figure]:
     outages = found.outages_us()
     steps = ", ".join(f"{name} {found.step_us(name):,.0f}" for name in found.each[-1].receipt["steps_us"])
     return [Figure(KEYS[0], statistics.median(outages), (outages[len(outages) // 4], outages[3 * len(outages) // 4]),
-                   **describe(found, f"steps of the receipt, median µs: {steps}"))]
+                   statistics.median(t.idle_us for t in found.each), "µs: the largest delay of such a window without a switch", **describe(found, f"steps of the receipt, median µs: {steps}"))]
