@@ -10,6 +10,7 @@ from nfckpt.clock import PairClock
 from nfckpt.errors import PeerError
 from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native import fault
 from nfckpt.native.arena import Arena
 from nfckpt.native.tap import Tap
 from nfckpt.node.shell import EXIT, MS, Shell, Stopped
@@ -128,6 +129,7 @@ class Follower(Shell):
             parted = (self.transport.closed or "").startswith(CLOSED)
         if not core.may_claim:
             raise Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
+        fault.hit("loss_noticed")
         self.uncommitted = core.tap.waiting_inputs
         now = time.monotonic_ns()
         lost_ns = core.path.heard_ns if silent else (self.watch.died_ns if proof and self.watch is not None else 0) or now

@@ -22,12 +22,14 @@ from nfckpt.clock import PairClock
 from nfckpt.errors import NfckptError, PeerError, StateError
 from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native import fault
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
+from nfckpt.node.announcer import Announcer
 from nfckpt.node.app import App, AppContext, declare, load_app
 from nfckpt.node.parts import Parts
 from nfckpt.node.shell import MS, Shell, Stopped
@@ -55,8 +57,11 @@ class Leader(Shell):
             self.parts = self._parts(self.app)
             self.parts.lead(term, 1, self.life)
             app = self._go(self.parts)
+            self._announce(app)
+            self.agent.gate.release()
             self.listener = Listener(self.config, self.spec, self.life_fd)
             self._report("active", {"term": term, "blank": blank})
+            fault.hit("leading")
             self._warm()
         else:
             assert isinstance(standby, Standby)
@@ -82,20 +87,18 @@ class Leader(Shell):
         now = time.monotonic_ns()
         self._perform(parts.core.unlimited(now))
         self.ctx.tick(now)
-        if self.takeover is None:
-            self._announce(parts.app)
         return parts.app
 
     def _announce(self, app: App) -> None:
-        for port, frame in app.announce(self.ctx):
-            self.agent.emit(port, frame)
-        self.agent.gate.release()
+        self.announcer = Announcer(self.bounds, app.announce(self.ctx))
+        self.announcer.tick(time.monotonic_ns(), self.agent.emit)
 
     def _take_over(self, takeover: Takeover, standby: Standby, term: int) -> App:
         """From the last record to the first frame of our term. What can wait until the replay runs waits: `_later`."""
         b, tap, marks = self.bounds, standby.tap, takeover.marks
         self._drain(standby)
         marks["apply"] = time.monotonic_ns()
+        fault.hit("drained")
         retired, self.transport, self._poll = self.transport, None, None
         parts = self.parts
         parts.lead(term, standby.path.epoch + 1, self.life)
@@ -113,7 +116,11 @@ class Leader(Shell):
             reemitted += 1
         agent.tap = tap
         self._announce(app)
+        gate.release()
+        if reemitted:
+            fault.hit("reemitted")
         live_ns = marks["announce"] = time.monotonic_ns()
+        fault.hit("leading")
         if not takeover.handover and parts.arena.undoable:
             self.suspects = Suspects(agent, tap, b, takeover.started_ns)       # it was gone then: what came later it never read
             self.suspects.enter()
@@ -167,8 +174,7 @@ class Leader(Shell):
         agent.start_over(parking)
         self.ctx = AppContext(agent, self.clock)        # what a thread of the old app still hands over is nobody's
         self.ctx.tick(now)
-        for to, own in app.announce(self.ctx):
-            agent.emit(to, own)
+        self._announce(app)
         if blamed is None:              # a burst: which of its frames it was shows when they come one at a time
             suspects.boundary()
             return app
@@ -262,7 +268,9 @@ class Leader(Shell):
             core.path.spent(time.monotonic_ns() - now)
         if core.handing_over:
             agent.paused = True
-            self._perform(core.handed_over(now))
+            if effects := core.handed_over(now):
+                self._perform(effects)
+                fault.hit("handed_over")
         if quiet and not agent.in_flight:
             self.patience.worked()
             return True
@@ -315,6 +323,8 @@ class Leader(Shell):
                 raise Stopped(9, why)
             self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
+        if not core.handing_over and self.suspects is None:     # no output of ours among those that a suspect's undoing takes back
+            self.announcer.tick(now, self.agent.emit)
         if self.transport is None and self.watch is not None and core.state.value == "solo":
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
@@ -337,7 +347,7 @@ class Leader(Shell):
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
-            if self.receipt is not None and now >= self.receipt_due_ns and self.suspects is None:
+            if self.receipt is not None and tap.read_ns >= self.receipt_due_ns and self.suspects is None:     # a late frame of the old active is in no port's ring
                 self._finish_receipt(tap)
             if self.receipt is None and not tap.waiting_inputs:
                 self.agent.tap = None
@@ -352,3 +362,4 @@ class Leader(Shell):
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None
         self._report("receipt", msgspec.to_builtins(receipt))
+        fault.hit("receipt")

@@ -1,6 +1,7 @@
 """The lines between the workload and its programs.
 
-    stdin   go | halt | report                     halt: send nothing more.  report: settle, say the result, exit
+    stdin   go | mark | halt | report              mark: note what was sent so far.  halt: send nothing more.
+                                                   report [7, 9, …]: settle, say the result, exit; what the other side sent, by stream
             around T FROM UNTIL                    delays around T, of frames sent between FROM and UNTIL (udp.Endpoint.around)
     stdout  {"event": "ready"} {"event": "live", …} {"event": "around", …} {"event": "halted", …} {"event": "result", …}
 

@@ -21,6 +21,7 @@ from nfckpt.errors import StateError
 
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
+from nfckpt.native.fault cimport HALF_RELEASED, RELEASED, fault
 
 cdef extern from *:
     """static void gate_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }   /* before what follows */"""
@@ -151,6 +152,8 @@ cdef class Gate:
                 self.refused_port += 1
             self.buf_head = h.end
             self.head += 1
+            if n == 0:
+                fault(HALF_RELEASED)
             n += 1
         if self.head == self.tail:              # start over at the first byte: what is in use stays in cache
             self.buf_head = self.buf_tail = 0
@@ -162,6 +165,7 @@ cdef class Gate:
                     self._waiting += 1
             if self._waiting == 0:
                 self.released_through = self.head
+            fault(RELEASED)
         return n
 
     def commit(self, uint64_t epoch):
