@@ -116,7 +116,7 @@ class Follower(Shell):
             self._idle(now)
 
     def _lost(self, core: Standby, now: int, reason: str, proof: bool, silent: bool) -> None:
-        if not proof and not self.hosts and not core.handover:
+        if not proof and not silent and not self.hosts and not core.handover:
             # the channel ended: give the kernel a moment to say that the process did as well
             end = time.monotonic() + 0.05
             while not (proof := self._peer_dead()) and time.monotonic() < end:
