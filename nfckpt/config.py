@@ -86,8 +86,11 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """How long a poll with pages should take: groups shrink below sync_group_pages_max to keep to it."""
     beat_ms: int = 10
     """A sign of life at least this often, sent by the packet loop itself."""
-    hang_ms_max: int = 400
+    hang_ms: int = 100
     """Silence after which the peer is suspected. Death is seen much earlier, by the kernel's word or the channel's end."""
+    hang_ms_max: int = 400
+    """Where the scheduler leaves longer holes, four times the longest of the last minute counts instead of hang_ms, up to this; `status`
+    shows the bound of the moment (`hang_bound_ms`)."""
     lease_ms: int = 100
     """Profile hosts: emission stops this long after the last acknowledged beat, in the kernel."""
     lease_margin_ms: int = 20
@@ -226,6 +229,7 @@ def check(c: PairConfig) -> None:
     need(b.gate_bytes_max >= 8 << 20, "gate_bytes_max", "must be at least 8 MiB")
     need(b.beat_ms >= 1, "beat_ms", "must be at least 1")
     need(b.hang_ms_max >= 4 * b.beat_ms, "hang_ms_max", f"must be at least four beats ({4 * b.beat_ms} ms)")
+    need(b.hang_ms >= 4 * b.beat_ms, "hang_ms", f"must be at least four beats ({4 * b.beat_ms} ms)")
     need(b.lease_ms >= 4 * b.beat_ms, "lease_ms", f"must be at least four beats ({4 * b.beat_ms} ms)")
     need(b.claim_ms <= b.lease_ms + b.lease_margin_ms, "claim_ms",
          f"must not be above lease_ms + lease_margin_ms ({b.lease_ms + b.lease_margin_ms}): a takeover waits for those anyhow")

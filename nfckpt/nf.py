@@ -96,6 +96,10 @@ class NetworkFunction:
     tick_ms: int = 0
     """Call `on_tick` at least this often, in ms of the pair's clock, when above 0; also while no frame comes."""
 
+    declares_ahead: bool = False
+    """True: `declare` only declares (and fills fresh state); nothing it keeps on self depends on what the state holds. Then a standby
+    runs it beforehand, over state that changes on, and a takeover does not wait for it. False: it runs at the takeover."""
+
     def declare(self, state: State) -> None:
         """Declare all state, in the same order on both nodes; keep the structures it returns on self.
 
@@ -173,6 +177,7 @@ class PollingFunction:
     """
 
     ports: tuple[str, ...] = ()
+    declares_ahead: bool = False
 
     def declare(self, state: State) -> None:
         """As `NetworkFunction.declare`."""

@@ -156,7 +156,7 @@ class PairRig:
             self._stack.callback(self.traffic.close)
             self.config = PairConfig(
                 name="rig", app=app, profile=profile, app_args=app_args or APP_ARGS.get(app, {}), quarantine_dir=quarantine_dir,
-                bounds=Bounds(**{**self.BOUNDS, **bounds}), nodes=nodes)
+                bounds=Bounds(**{**self.BOUNDS, "hang_ms": bounds.get("hang_ms_max", 400), **bounds}), nodes=nodes)
         except BaseException:
             self._stack.close()
             raise

@@ -18,8 +18,8 @@ from nfckpt.bench import slices
 from nfckpt.bench.capture import Capture
 from nfckpt.bench.figure import DifferenceError, Figure, Scale
 from nfckpt.bench.pair import Pair
-from nfckpt.bench.report import listing, measure, select, table
-from nfckpt.bench.rows import ROWS, load, wire
+from nfckpt.bench.report import every, listing, measure, select, table
+from nfckpt.bench.rows import GROUPS, ROWS, load, wire
 from nfckpt.bench.rows.mmu import mapping
 from nfckpt.bench.rows.versus import Runner, ours
 from nfckpt.bench.slices import Watch, pairs, quartiles
@@ -59,13 +59,14 @@ def test_row(name: str) -> None:
 
 
 def test_every_key_has_a_target_and_every_target_a_row() -> None:
-    assert sorted(key for name in ROWS for key in load(name).KEYS) == sorted(TARGETS)
+    assert sorted(key for name in every() for key in load(name).KEYS) == sorted(TARGETS)
     assert TARGETS["protect_ns"].met(40) and not TARGETS["protect_ns"].met(40.1)
     assert TARGETS["vs_redis"].met(20) and not TARGETS["vs_redis"].met(19.9)
 
 
 def test_rows_are_chosen_by_name_or_key() -> None:
     assert select([]) == list(ROWS)
+    assert select(["failover"]) == list(GROUPS["failover"]) and select(["crash_outage_ms_p99", "pause"]) == ["pause", "crash"]
     assert select(["vs_redis", "pause_us_p99"]) == ["checkpoints", "versus"]
     with pytest.raises(ConfigError, match=r"no row 'fast'.*--list"):
         select(["fast"])

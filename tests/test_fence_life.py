@@ -19,7 +19,9 @@ import pytest
 
 from nfckpt.errors import MachineError, PeerError, StateError
 from nfckpt.failover.proof import kill_and_confirm
+from nfckpt.native.gate import Gate
 from nfckpt.native.life import LifeLock, LifeWatch
+from tests.native_lab import ListPort
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 HOLDER = """
@@ -285,3 +287,31 @@ def test_a_child_dies_with_its_parent_and_with_the_thread_that_started_it(starte
 def test_a_child_whose_parent_is_gone_already_leaves() -> None:
     out = subprocess.run([sys.executable, "-c", CHILD, ROOT, "1"], capture_output=True, timeout=20)
     assert out.returncode == 1 and out.stdout == b""
+
+
+def test_what_began_to_leave_outlives_the_one_who_sent_it() -> None:
+    """L4: the gate of a process that is killed says, in the page of its life, how far it came."""
+    fd = LifeLock.create()
+    code = ("import sys, time; sys.path[:0] = sys.argv[1:2]\n"
+            "from nfckpt.native.arena import Arena; from nfckpt.native.agent import Agent; from nfckpt.native.gate import Gate\n"
+            "from nfckpt.native.life import LifeLock; from tests.native_lab import SECRET, ListPort, frame\n"
+            "ports = [ListPort(), ListPort()]; gate = Gate(ports); agent = Agent(ports, Arena(4096), gate, SECRET)\n"
+            "life = LifeLock(int(sys.argv[2])); life.hold(); life.tell(gate)\n"
+            "gate.start_at(7); [agent.emit(p, frame(p)) for p in (0, 1, 1)]; gate.commit(1); gate.release(); agent.epoch = 2\n"
+            "agent.emit(0, frame(9)); gate.release(); print('left', flush=True); time.sleep(30)")
+    with subprocess.Popen([sys.executable, "-c", code, ROOT, str(fd)], stdout=subprocess.PIPE, pass_fds=[fd]) as p:
+        assert p.stdout is not None and p.stdout.readline() == b"left\n"
+        watch = LifeWatch(fd)
+        p.kill()
+        end = time.monotonic() + 5
+        while not watch.died and time.monotonic() < end:
+            pass
+    assert watch.died and [watch.leaving(port) for port in range(3)] == [10, 10, 0]
+    with pytest.raises(IndexError):
+        watch.leaving(16)
+    watch.close()
+    with pytest.raises(StateError, match="closed"):
+        watch.leaving(0)
+    with pytest.raises(StateError, match="not held"):
+        LifeLock(fd).tell(Gate([ListPort()]))
+    os.close(fd)

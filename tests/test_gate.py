@@ -54,6 +54,38 @@ def test_i5_nothing_leaves_before_its_commit() -> None:
     assert (gate.head, gate.tail, gate.released_through, gate.held_frames) == (5, 5, 5, 0)
 
 
+class Watched(ListPort):
+    """Notes, whenever the device takes frames, what the gate says has begun to leave."""
+
+    def __init__(self, seen: list[list[int]]) -> None:
+        super().__init__()
+        self.seen = seen
+        self.gate: Gate
+
+    def py_tx(self, out: bytes) -> bool | None:
+        self.seen.append(self.gate.leaving_through)
+        return super().py_tx(out)
+
+
+def test_g4_a_frame_is_named_before_it_leaves() -> None:
+    """Whoever dies at any instruction has left behind, by port, what can have left: not less, and nothing that was not committed."""
+    seen: list[list[int]] = []
+    ports = [Watched(seen) for _ in range(2)]
+    gate = Gate(list(ports), 256, 1 << 20)
+    for p in ports:
+        p.gate = gate
+    agent = Agent(list(ports), ARENA, gate, SECRET, names_max=256)
+    hold(agent, 1, 0, 1)
+    hold(agent, 1, 2, port=1)
+    hold(agent, 2, 3)
+    assert gate.leaving_through == [0, 0]
+    gate.release()
+    assert seen == [] and gate.leaving_through == [0, 0]
+    gate.commit(1)
+    gate.release()
+    assert seen == [[1, 0], [2, 0], [2, 3]] and gate.leaving_through == [3, 3]
+
+
 def test_one_commit_for_many_epochs() -> None:
     agent, gate, (port,) = rig()
     for epoch in range(1, 10):

@@ -36,6 +36,30 @@ def replayed(tap: Tap) -> list[bytes]:
         out += burst.frames()
 
 
+def lent(tap: Tap, n: int) -> list[bytes]:
+    burst = Burst()
+    tap.replay(burst, n)
+    return burst.frames()
+
+
+def test_what_is_lent_may_come_back() -> None:
+    """A replay that is undone begins where it began, and one that went well is over: neither loses nor doubles a frame."""
+    tap, _ = rig(2)
+    for i, (f, port) in enumerate(((A, 0), (B, 1), (C, 0), (D, 1))):
+        tap.offer(f, port, i)
+    tap.lend(True)
+    assert lent(tap, 2) == [A, B] and tap.waiting_inputs == 4 and lent(tap, 1) == [C]
+    assert tap.put_back() == 3 and lent(tap, 1) == [A]
+    assert tap.consume() == 1 and tap.waiting_inputs == 3 and tap.counters()["replayed"] == 1
+    assert tap.oldest_input()[3] == B           # type: ignore[index]
+    assert lent(tap, 8) == [B, C, D] and lent(tap, 8) == []
+    assert tap.consume() == 3 and tap.consume() == 0 and tap.put_back() == 0 and tap.waiting_inputs == 0
+    tap.offer(A, 0, 9)
+    assert lent(tap, 8) == [A]
+    tap.lend(False)                             # what is lent is the app's
+    assert tap.waiting_inputs == 0 and tap.counters()["replayed"] == 5
+
+
 # ── the rules ────────────────────────────────────────────────────────────────────────────────────
 
 

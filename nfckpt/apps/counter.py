@@ -27,6 +27,7 @@ class Counter(NetworkFunction):
 
     ports = ("left", "right")
     tick_ms = 100
+    declares_ahead = True
 
     def __init__(self, flows_max: int = 65536) -> None:
         self.flows_max = flows_max

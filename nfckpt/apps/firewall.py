@@ -65,6 +65,7 @@ class Firewall(NetworkFunction):
 
     ports = ("inside", "outside")
     tick_ms = 10
+    declares_ahead = True
 
     def __init__(self, allow: Sequence[str] = (), flows_max: int = 65536) -> None:
         for rule in allow:

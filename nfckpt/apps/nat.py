@@ -90,6 +90,7 @@ class Nat(NetworkFunction):
 
     ports = ("inside", "outside")
     tick_ms = 10
+    declares_ahead = True
 
     def __init__(self, **parameters: Any) -> None:
         c = self.config = NatConfig(**parameters)

@@ -15,29 +15,36 @@ from typing import TYPE_CHECKING, Any
 
 from nfckpt.bench.figure import DifferenceError, Figure, Scale, UnavailableError
 from nfckpt.bench.machine import machine, machine_line
-from nfckpt.bench.rows import ROWS, load
+from nfckpt.bench.rows import GROUPS, ROWS, load
 from nfckpt.bench.targets import TARGETS
 from nfckpt.errors import ConfigError, NfckptError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["QUICK_S", "SECONDS", "listing", "measure", "run", "select"]
+__all__ = ["QUICK_S", "SECONDS", "every", "listing", "measure", "run", "select"]
 
 SECONDS, QUICK_S = 6.0, 1.2         # measured time a row
 SHOW_S = 0.2
 
 
 def select(names: Sequence[str]) -> list[str]:
-    """Rows by their own names or by keys they give, in order; all of them for none. Raises ConfigError."""
+    """Rows by their own names, their group's or keys they give, in order; for none all that are in no group. Raises ConfigError."""
     if not names:
         return list(ROWS)
-    by_key = {key: row for row in ROWS for key in load(row).KEYS}
-    unknown = [name for name in names if name not in ROWS and name not in by_key]
+    known = every()
+    by_key = {key: row for row in known for key in load(row).KEYS}
+    names = [row for name in names for row in GROUPS.get(name, (name,))]
+    unknown = [name for name in names if name not in known and name not in by_key]
     if unknown:
         raise ConfigError(f"no row {unknown[0]!r}", "see `nfckpt bench --list`")
     wanted = {by_key.get(name, name) for name in names}
-    return [row for row in ROWS if row in wanted]
+    return [row for row in known if row in wanted]
+
+
+def every() -> list[str]:
+    """All rows, those of groups last."""
+    return [*ROWS, *(row for rows in GROUPS.values() for row in rows)]
 
 
 class Progress:
@@ -130,7 +137,7 @@ def table(figures: Sequence[Figure]) -> Table:
 
 def listing(as_json: bool) -> None:
     """What can be measured: row, keys, what each says, target."""
-    rows = [(row, TARGETS[key]) for row in ROWS for key in load(row).KEYS]
+    rows = [(row, TARGETS[key]) for row in every() for key in load(row).KEYS]
     if as_json:
         print(json.dumps([{"row": row, "key": t.key, "what": t.what, "unit": t.unit, "target": t.value, "at_least": t.at_least} for row, t in rows]))
         return

@@ -11,7 +11,7 @@ Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            eac
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
                      Then the witness is told that we took the term. Hosts: only its yes makes it final, we wait for it.
             SETTLE   keep reading the segment and the channel until every committed output that can have left was seen, or the skew
-                     is over. (Over shared memory an output whose ack the dead active had not read cannot have left.)
+                     is over. (On one kernel the dead active left behind which outputs it had begun to send.)
             LIVE     apply what is registered, re-emit, restart the app, replay (the shell does it, on Promote).
 
 A denied claim ends the process: somebody else has the term.
@@ -112,11 +112,19 @@ class Takeover:
         if self.step is Step.SETTLE:
             effects += self._ask(now, "took")       # host: once, and the active goes on telling it
             settled = self.standby.tap.read_ns >= self._fenced_ns + self.bounds.tap_skew_ms_max * MS
-            if ((settled or not self.standby.tap.waiting_outputs_below(self.standby.path.released_at_most()))
-                    and (self.kills or self.alone or not self.unheard)):
+            if (settled or not self.standby.path.may_still_come()) and (self.kills or self.alone or not self.unheard):
                 self._next(now, Step.LIVE)
                 effects.append(Promote(self.term))
         return effects
+
+    def steps_us(self) -> dict[str, int]:
+        """detection (from the kernel's word or the last sign of life), then each step that was taken, in order; total: until the first
+        frame of the new term could leave."""
+        steps, before = {"detection": (self.started_ns - self.lost_ns) // 1000}, self.started_ns
+        for name, at in self.marks.items():
+            steps["grant" if name == "claim" else name] = (at - before) // 1000
+            before = at
+        return {**steps, "total": (before - self.lost_ns) // 1000}
 
     def _ask(self, now: int, verb: str) -> list[Effect]:
         """Again every `claim_ms_max`, until it is answered."""

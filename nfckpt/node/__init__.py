@@ -9,7 +9,7 @@ A process lives one life: when it is fenced, refused or broken it ends, and its 
 Exit codes tell the keeper why (EXIT).
 
 Files       process.py  start, register, status, end       follow.py  the standby's loop      lead.py  the active's loop
-            suspects.py the careful part of a replay
+            suspects.py the careful part of a replay             parts.py  what an active needs, made beforehand
             shell.py    keeper, channel, effects, idling   app.py     the app and its context
 """
 

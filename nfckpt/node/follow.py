@@ -8,6 +8,7 @@ import time
 
 from nfckpt.clock import PairClock
 from nfckpt.errors import PeerError
+from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native import fault
 from nfckpt.native.arena import Arena
@@ -27,12 +28,14 @@ class Follower(Shell):
     def _follow(self) -> None:
         """Dial the active, follow it, until promoted (returns) or stopped (raises)."""
         b = self.bounds
-        self._warm()                # before the hello: from then on the active holds its output for our acks
         self.arena = Arena(b.arena_bytes)
         self.arena.populate()       # a sync would wait for each page: the kernel takes longer to make one than the channel to fill it
         self.clock = PairClock()
+        self.parts = self._parts()                  # of the active that we may become
+        self.parts.arena.touch()
         tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
                   b.gate_frames_max * 2, b.gate_bytes_max * 2)
+        self._warm()                # before the hello: from then on the active holds its output for our acks
         deadline = time.monotonic_ns() + b.join_ms_max * MS
         connector = Connector(self.config, self.spec, self.peer, self.life_fd)
         try:
@@ -56,6 +59,8 @@ class Follower(Shell):
                                    secret=self.secrets.tap, arena=self.arena, tap=tap, clock=self.clock,
                                    now=time.monotonic_ns(), key_check=self.secrets.check)
         self._attach()
+        self.detector = Detector(b, time.monotonic_ns())
+        core.path.watch(self.watch)
         self._perform(core.hello())
         while not self.promoted:
             self._follow_once(core, time.monotonic_ns())
@@ -66,7 +71,7 @@ class Follower(Shell):
             now = time.monotonic_ns()
         busy = core.tap.poll(now)
         t = self.transport
-        lost = ""
+        lost, silent = "", False
         if t is not None:
             try:
                 for _ in range(64):
@@ -80,7 +85,7 @@ class Follower(Shell):
                 lost = t.closed or ""
             except PeerError as e:
                 lost = e.message
-        slow = now >= self._slow_ns
+        slow = now >= self._slow_ns or self.takeover is not None       # the witness's answer is waited for
         if core.waiting or slow:
             try:
                 self._perform(core.work(now))
@@ -89,20 +94,23 @@ class Follower(Shell):
         self._push(now)
         if slow:
             self._slow_ns = now + MS
+            if core.promotable and not self.parts.declared:
+                self.parts.declare_ahead()
             for heard in self._heard():
                 if self.takeover is not None and isinstance(heard, keeper.WitnessSaid):
                     self._perform(self.takeover.on_witness(now, heard.answer))
             if now >= self._drops_ns:
                 self._drops_ns = now + 50 * MS
                 core.tap.note_drops(now)
-            if not lost and now - core.path.heard_ns > self.bounds.hang_ms_max * MS:
+            if self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD and not lost:
                 lost = f"active silent for {(now - core.path.heard_ns) // MS} ms"
+                silent = True
         if slow and self.takeover is None:
             self._perform(core.on_ports(now, self.down_ns if self._ports_down(now) else 0))
         if self.takeover is None:
             proof = self.watch is not None and self.watch.died
             if proof or lost or core.handover:
-                self._lost(core, now, lost or ("handover" if core.handover else "killed: the kernel released its life lock"), proof)
+                self._lost(core, now, lost or ("handover" if core.handover else "killed: the kernel released its life lock"), proof, silent)
         if self.takeover is not None:
             if not self.takeover.peer_dead and self._peer_dead():
                 self.takeover.on_peer_dead()
@@ -113,8 +121,8 @@ class Follower(Shell):
         else:
             self._idle(now)
 
-    def _lost(self, core: Standby, now: int, reason: str, proof: bool) -> None:
-        if not proof and not self.hosts and not core.handover:
+    def _lost(self, core: Standby, now: int, reason: str, proof: bool, silent: bool) -> None:
+        if not proof and not silent and not self.hosts and not core.handover:
             # the channel ended: give the kernel a moment to say that the process did as well
             end = time.monotonic() + 0.05
             while not (proof := self._peer_dead()) and time.monotonic() < end:
@@ -129,5 +137,7 @@ class Follower(Shell):
             raise Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         fault.hit("loss_noticed")
         self.uncommitted = core.tap.waiting_inputs
-        self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=now, reason=reason,
+        now = time.monotonic_ns()
+        lost_ns = core.path.heard_ns if silent else (self.watch.died_ns if proof and self.watch is not None else 0) or now
+        self.takeover = Takeover(core, self.bounds, node=self.node, now=now, lost_ns=min(now, lost_ns), reason=reason,
                                  proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover, parted=parted)

@@ -8,31 +8,30 @@ A native function runs in ActivePath.run, without the GIL, from one look of `_sl
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 
 import msgspec
 
-from nfckpt.checkpoint.engine import Engine
 from nfckpt.clock import PairClock
 from nfckpt.errors import NfckptError, PeerError, StateError
-from nfckpt.failover.lease_clock import LeaseClock
+from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native import fault
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
-from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
-from nfckpt.native.gate import Gate
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
 from nfckpt.node.announcer import Announcer
 from nfckpt.node.app import App, AppContext, declare, load_app
+from nfckpt.node.parts import Parts
 from nfckpt.node.shell import MS, Shell, Stopped
 from nfckpt.node.suspects import Suspects
 from nfckpt.observe.quarantine import Quarantine
@@ -41,6 +40,7 @@ from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import keeper, kinds
 from nfckpt.wire.rendezvous import Listener
+from nfckpt.wire.transport import Transport
 
 __all__ = ["Leader"]
 
@@ -50,68 +50,26 @@ class Leader(Shell):
 
     def _lead(self, *, blank: bool, term: int) -> None:
         """Run the app as the active of `term`, until stopped."""
-        b = self.bounds
-        tap: Tap | None = None
         takeover, standby = self.takeover, self.core
-        if takeover is not None:
-            assert isinstance(standby, Standby)
-            tap = standby.tap
-            self._drain(standby)
-            applied_ns = time.monotonic_ns()
-            fault.hit("drained")
-            self._drop_channel()
-        else:
-            self.arena = Arena(b.arena_bytes)
-            self.clock = PairClock(0, time.monotonic_ns())
-        # a fresh mapping and a fresh app: nothing but the arena's bytes is carried over
-        arena = Arena(fd=os.dup(self.arena.fd))
-        app = load_app(self.config) if takeover is not None else self.app
-        self.state, parking = declare(self.config, app, arena, self.secrets.table)
-        gate = Gate(self.ports, b.gate_frames_max, b.gate_bytes_max)
-        agent = self.agent = Agent(self.ports, arena, gate, self.secrets.tap, names_max=b.names_max, parking=parking)
-        engine = Engine(b, (standby.path.epoch if isinstance(standby, Standby) else 0) + 1)
-        agent.epoch = engine.epoch
-        self.writer = EpochWriter(self.secrets.tap)
-        lease = LeaseClock(b.lease_ms, b.beat_ms) if self.hosts else None
-        core = self.core = Active(pair=self.config.name, node=self.node, peer=self.peer, layout=self.layout, bounds=b, term=term,
-                                  agent=agent, engine=engine, writer=self.writer, clock=self.clock, lease=lease,
-                                  kills=not self.hosts, key_check=self.secrets.check)
-        self._perform(core.unlimited(time.monotonic_ns()))
-        if takeover is not None and takeover.unheard:
-            core.unheard, core.took_ns = True, takeover.started_ns
-        ctx = self.ctx = AppContext(agent, self.clock)
-        ctx.tick(time.monotonic_ns())
-        reemitted = 0
-        if takeover is not None and tap is not None and isinstance(standby, Standby):
-            gate.start_at(standby.path.next_seq)
-            for _, port, frame in tap.unseen_outputs():
-                if not agent.emit(port, frame):         # more than one gate holds: the rest follows what the ports take
-                    gate.release()
-                    agent.emit(port, frame)
-                reemitted += 1
-            agent.tap = tap
-        self.announcer = Announcer(b, app.announce(ctx))
-        self.announcer.tick(time.monotonic_ns(), agent.emit)
-        gate.release()
-        if reemitted:
-            fault.hit("reemitted")
-        live_ns = time.monotonic_ns()
-        if takeover is not None and tap is not None and isinstance(standby, Standby):
-            self._receipt(takeover, standby, tap, applied_ns, live_ns, reemitted)
-        self.listener = Listener(self.config, self.spec, self.life_fd)
-        self._report("active", {"term": term, "blank": blank})
-        if blank and term > 1:
-            self._report("receipt", msgspec.to_builtins(Receipt.of_loss(term, self.node)))
-        fault.hit("leading")
         if takeover is None:
+            self.arena = Arena(self.bounds.arena_bytes)
+            self.clock = PairClock(0, time.monotonic_ns())
+            self.parts = self._parts(self.app)
+            self.parts.lead(term, 1, self.life)
+            app = self._go(self.parts)
+            self._announce(app)
+            self.agent.gate.release()
+            self.listener = Listener(self.config, self.spec, self.life_fd)
+            self._report("active", {"term": term, "blank": blank})
+            if blank and term > 1:
+                self._report("receipt", msgspec.to_builtins(Receipt.of_loss(term, self.node)))
+            fault.hit("leading")
             self._warm()
         else:
-            gc.disable()
+            assert isinstance(standby, Standby)
+            app = self._take_over(takeover, standby, term)
+        agent = self.agent
         agent.hook = self._hook
-        self.takeover = None
-        if takeover is not None and tap is not None and not takeover.handover and arena.undoable:
-            self.suspects = Suspects(agent, tap, b, takeover.started_ns)       # it was gone then: what came later it never read
-            self.suspects.enter()
         try:
             while agent.running:
                 try:
@@ -122,7 +80,79 @@ class Leader(Shell):
                     app = self._survive(e, agent, term)
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            self.listener.close()
+            if self.listener is not None:
+                self.listener.close()
+
+    def _go(self, parts: Parts) -> App:
+        """From here on these parts are the node."""
+        self.agent, self.core, self.writer, self.ctx, self.state = parts.agent, parts.core, parts.writer, parts.ctx, parts.state
+        now = time.monotonic_ns()
+        self._perform(parts.core.unlimited(now))
+        self.ctx.tick(now)
+        return parts.app
+
+    def _announce(self, app: App) -> None:
+        self.announcer = Announcer(self.bounds, app.announce(self.ctx))
+        self.announcer.tick(time.monotonic_ns(), self.agent.emit)
+
+    def _take_over(self, takeover: Takeover, standby: Standby, term: int) -> App:
+        """From the last record to the first frame of our term. What can wait until the replay runs waits: `_later`."""
+        b, tap, marks = self.bounds, standby.tap, takeover.marks
+        self._drain(standby)
+        marks["apply"] = time.monotonic_ns()
+        fault.hit("drained")
+        retired, self.transport, self._poll = self.transport, None, None
+        parts = self.parts
+        parts.lead(term, standby.path.epoch + 1, self.life)
+        app = self._go(parts)
+        core, agent, gate = parts.core, parts.agent, parts.gate
+        marks["app"] = time.monotonic_ns()
+        if takeover.unheard:
+            core.unheard, core.took_ns = True, takeover.started_ns
+        gate.start_at(standby.path.next_seq)
+        reemitted = 0
+        for _, port, frame in tap.unseen_outputs():
+            if not agent.emit(port, frame):         # more than one gate holds: the rest follows what the ports take
+                gate.release()
+                agent.emit(port, frame)
+            reemitted += 1
+        agent.tap = tap
+        self._announce(app)
+        gate.release()
+        if reemitted:
+            fault.hit("reemitted")
+        live_ns = marks["announce"] = time.monotonic_ns()
+        fault.hit("leading")
+        if not takeover.handover and parts.arena.undoable:
+            self.suspects = Suspects(agent, tap, b, takeover.started_ns)       # it was gone then: what came later it never read
+            self.suspects.enter()
+        self.takeover = None
+        before = tap.counters()
+        waiting, exact, epoch = tap.waiting_inputs, bool(tap.is_exact(live_ns)), standby.path.epoch
+        self.receipt_due_ns = live_ns + 2 * b.tap_skew_ms_max * MS
+
+        def later() -> None:
+            self.receipt = {"term": term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof, "exact": exact,
+                            "committed_epoch": epoch, "uncommitted": self.uncommitted, "replayed": waiting, "reemitted": reemitted,
+                            "steps_us": takeover.steps_us(), "before": before}
+            self._report("takeover", {"term": term, "reason": takeover.reason, "lost_ns": takeover.lost_ns, "outage_us": self.receipt["steps_us"]["total"]})
+            self._report("active", {"term": term, "blank": False})
+            standby.path.watch(None)
+            standby.path.attach(None)
+            threading.Thread(target=self._clear_up, args=(retired,), daemon=True).start()
+
+        self._live_ns, self._later, self._slow_ns = live_ns, later, live_ns + MS
+        return app
+
+    def _clear_up(self, retired: Transport | None) -> None:
+        """On a thread behind the packet thread: what takes a millisecond each and no frame waits for."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            self._made = Listener(self.config, self.spec, self.life_fd)
+        except Exception as e:
+            self._made = e
+        if retired is not None:
+            retired.close()             # frees the memory of both rings
 
     def _run_app(self, app: App, agent: Agent) -> None:
         if isinstance(app, PollingFunction):
@@ -137,18 +167,21 @@ class Leader(Shell):
         text = traceback.format_exc()
         print(text, file=sys.stderr, end="")
         suspects, now = self.suspects, time.monotonic_ns()
-        if suspects is None or suspects.in_hand is None or suspects.quarantined >= self.bounds.quarantine_frames_max:
+        if suspects is None or not suspects.in_hand or suspects.quarantined >= self.bounds.quarantine_frames_max:
             raise Stopped(8, f"{type(e).__name__} on the packet thread: {e}") from None
-        port, key, frame = suspects.undo(now)
-        self.quarantined = suspects.quarantined
+        blamed = suspects.undo(now)
         app = load_app(self.config)
         agent.arena.forget_regions()
         self.state, parking = declare(self.config, app, agent.arena, self.secrets.table)
         agent.start_over(parking)
         self.ctx = AppContext(agent, self.clock)        # what a thread of the old app still hands over is nobody's
         self.ctx.tick(now)
-        self.announcer = Announcer(self.bounds, app.announce(self.ctx))
-        self.announcer.tick(now, agent.emit)
+        self._announce(app)
+        if blamed is None:              # a burst: which of its frames it was shows when they come one at a time
+            suspects.boundary()
+            return app
+        port, key, frame = blamed
+        self.quarantined = suspects.quarantined
         quarantine = Quarantine(self.config.quarantine_dir, self.bounds.quarantine_bytes_max)
         path = quarantine.add(f"{self.config.name}-{self.node}-t{term}-{self.quarantined}", frame,
                               f"port {port}\nkey {key:016x}\nterm {term}\napp {self.config.app}\n\n{text}")
@@ -174,7 +207,7 @@ class Leader(Shell):
         assert isinstance(self.core, Active)
         path = self.core.path
         while agent.running:
-            if isinstance(app, NativeFunction) and self.suspects is None and not self.outbox and (path.attached or not path.holding):
+            if isinstance(app, NativeFunction) and self.suspects is None and not self.outbox and not self.core.handing_over and (path.attached or not path.holding):
                 until = min(self._slow_ns, time.monotonic_ns() + next_tick - ctx.now_ns) if tick_ns else self._slow_ns
                 path.leave_until_ns = self.core.leave_until_ns
                 path.run(app, burst, size, until, self.patience)
@@ -228,12 +261,18 @@ class Leader(Shell):
             self.suspects.boundary()
             if self.suspects.over:
                 self.suspects = None
+                self._replayed_ns = now
         if core.path.staging.count or self.outbox:
             self._push(now)
         quiet = core.path.poll(now)
         if core.path.captured:
             self._push(now)
             core.path.spent(time.monotonic_ns() - now)
+        if core.handing_over:
+            agent.paused = True
+            if effects := core.handed_over(now):
+                self._perform(effects)
+                fault.hit("handed_over")
         if quiet and not agent.in_flight:
             self.patience.worked()
             return True
@@ -243,9 +282,13 @@ class Leader(Shell):
             self._handed = agent.handed_out
             self.patience.worked()
         elif not quiet and agent.in_flight == 0 and not (agent.tap is not None and agent.tap.waiting_inputs):
-            self._idle(now, self.listener.fileno())
+            self._idle(now, self.listener.fileno() if self.listener is not None else -1)
         return quiet
 
+    listener: Listener | None = None
+    _later: Callable[[], None] | None = None        # what a takeover left to do
+    _made: Listener | Exception | None = None       # by the thread that clears up after a takeover
+    _live_ns = _replayed_ns = 0                     # when our first frame could leave, and when the last of before had run
     suspects: Suspects | None = None        # while the replay runs frames that the old active may have died of
     quarantined = 0
     _alive_ns = 0
@@ -255,6 +298,9 @@ class Leader(Shell):
     def _slow(self, core: Active, now: int) -> None:
         """About once a millisecond: everything that is not a packet's or an epoch's business."""
         self._slow_ns = now + MS
+        if self._later is not None:
+            later, self._later = self._later, None
+            later()
         if now >= self._alive_ns:           # the kernel's default for this timer ends the process, whatever code it is in
             self._alive_ns = now + 500 * MS
             signal.setitimer(signal.ITIMER_VIRTUAL, self.bounds.loop_ms_max / 1000)
@@ -269,6 +315,8 @@ class Leader(Shell):
             now = time.monotonic_ns()
             self._perform(core.on_peer_lost(now, "its process ended", True))
         self._perform(core.on_ports(now, self._ports_down(now)))
+        if core.session and core.state.value in ("protecting", "active", "handed"):
+            core.peer_hangs = self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD
         self._perform(core.tick(now))
         self._push(now)
         if core.engine.unprotectable and core.state.value in ("protecting", "active"):
@@ -278,51 +326,41 @@ class Leader(Shell):
                 raise Stopped(9, why)
             self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
-        if core.handing_over:
-            if effects := core.handed_over(now):
-                self._perform(effects)
-                fault.hit("handed_over")
-        elif self.suspects is None:         # no output of ours among those that a suspect's undoing takes back
+        if not core.handing_over and self.suspects is None:     # no output of ours among those that a suspect's undoing takes back
             self.announcer.tick(now, self.agent.emit)
         if self.transport is None and self.watch is not None and core.state.value == "solo":
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room
-        if self.transport is None and self.suspects is None and (fresh := self.listener.poll()) is not None:
+        if self.listener is None:
+            if isinstance(self._made, Exception):
+                raise self._made
+            self.listener, self._made, self._poll = self._made, None, None
+        if self.listener is None:
+            pass
+        elif self.transport is None and self.suspects is None and (fresh := self.listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)
+                self.detector = Detector(self.bounds, now)
             else:
                 fresh.close()
-        if self.listener.refused != self._refused and now >= self._refused_ns:
+        if self.listener is not None and self.listener.refused != self._refused and now >= self._refused_ns:
             self._refused, self._refused_ns = self.listener.refused, now + 1000 * MS
             self._report("follower_refused", {"reason": self.listener.refusal})
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
-            if tap.read_ns >= self.receipt_due_ns and not tap.waiting_inputs:     # a late frame of the old active is in no port's ring
+            if self.receipt is not None and tap.read_ns >= self.receipt_due_ns and self.suspects is None:     # a late frame of the old active is in no port's ring
                 self._finish_receipt(tap)
+            if self.receipt is None and not tap.waiting_inputs:
                 self.agent.tap = None
 
     # ── receipt ──────────────────────────────────────────────────────────────────────────────────
 
-    def _receipt(self, takeover: Takeover, standby: Standby, tap: Tap, applied_ns: int, live_ns: int,
-                 reemitted: int) -> None:
-        marks = takeover.marks
-        steps, before = {"notice": (takeover.started_ns - takeover.lost_ns) // 1000}, takeover.started_ns
-        for name, at in [*marks.items(), ("apply", applied_ns), ("live", live_ns)]:
-            steps[name] = (at - before) // 1000
-            before = at
-        steps["total"] = (live_ns - takeover.lost_ns) // 1000
-        self.receipt = {"term": takeover.term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof,
-                        "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.path.epoch,
-                        "uncommitted": self.uncommitted, "replayed": tap.waiting_inputs,
-                        "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
-        self.receipt_due_ns = live_ns + 2 * self.bounds.tap_skew_ms_max * MS
-        self._report("takeover", {"term": takeover.term, "reason": takeover.reason, "outage_us": steps["total"]})
-
     def _finish_receipt(self, tap: Tap) -> None:
         assert self.receipt is not None
         now, before = tap.counters(), self.receipt.pop("before")
+        self.receipt["steps_us"]["replay"] = max(0, self._replayed_ns - self._live_ns) // 1000
         receipt = Receipt(**self.receipt, quarantined=self.quarantined, suppressed=now["credited"] - before["credited"],
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None

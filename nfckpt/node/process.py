@@ -87,8 +87,8 @@ class Node(Follower, Leader):
                                      f"nfckpt_{self.config.name}_{self.node}")
             self.lease.install()
         self.life_fd = LifeLock.create()
-        self._life = LifeLock(self.life_fd)
-        self._life.hold()
+        self.life = LifeLock(self.life_fd)
+        self.life.hold()
         harden_process()
         sys.setswitchinterval(0.0005)
 
@@ -142,6 +142,8 @@ class Node(Follower, Leader):
             out |= {"role": "starting", "term": 0, "protected": False, "epoch": 0}
         out["ports_down"] = self.ports_down
         out["unwitnessed"] = self.vigil is not None and self.vigil.unwitnessed
+        if core is not None and self.transport is not None:
+            out |= self.detector.describe()
         if (tap := self._tap()) is not None:
             out["tap"] = tap.counters()
         out["ports"] = {f"{i}:{p.name}": p.counters() for i, p in enumerate(self.ports)}

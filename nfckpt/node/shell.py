@@ -15,15 +15,19 @@ import time
 from collections import deque
 from typing import Any
 
+from nfckpt.clock import PairClock
+from nfckpt.failover.detector import Detector
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.takeover import Step, Takeover
 from nfckpt.failover.vigil import Vigil
 from nfckpt.native import fault
+from nfckpt.native.arena import Arena
 from nfckpt.native.channel import Channel
 from nfckpt.native.delta_encoder import DeltaEncoder
-from nfckpt.native.life import LifeWatch
+from nfckpt.native.life import LifeLock, LifeWatch
 from nfckpt.native.patience import Patience
 from nfckpt.node.app import App
+from nfckpt.node.parts import Parts
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
     Ask,
@@ -73,6 +77,10 @@ class Shell:
     """What following and leading share. `sock`: to the keeper, already past the spec."""
 
     app: App
+    parts: Parts                        # of the active that this process is, or may become
+    arena: Arena
+    clock: PairClock
+    life: LifeLock
 
     def __init__(self, spec: keeper.NodeSpec, sock: socket.socket) -> None:
         self.config, self.node, self.spec, self.sock = spec.config, spec.node, spec, sock
@@ -90,6 +98,7 @@ class Shell:
         self.takeover: Takeover | None = None
         self.orphan: Orphan | None = None           # while there is no keeper
         self.vigil: Vigil | None = None             # from the registration on
+        self.detector = Detector(self.bounds, time.monotonic_ns())
         self.uncommitted = 0                        # inputs, when the active was lost
         self.promoted = 0
         self.lease: EgressLease | None = None
@@ -107,6 +116,9 @@ class Shell:
         self.ports: list[Any] = []
         self.layout = b""
         self.life_fd = -1
+
+    def _parts(self, app: App | None = None) -> Parts:
+        return Parts(self.config, self.node, self.peer, self.secrets, self.ports, self.layout, self.arena, self.clock, app)
 
     # ── keeper ───────────────────────────────────────────────────────────────────────────────────
 

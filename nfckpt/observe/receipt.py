@@ -37,7 +37,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: int = 0
     """Inputs of the replay that the app did not survive: taken out, undone, written down."""
     steps_us: dict[str, int]
-    """notice, claim, fence, settle, apply, live: each step's length; total: until the first frame could leave."""
+    """detection, grant, fence, settle, apply, app, announce (with what is emitted again): each step's length; total: until the first
+    frame could leave; replay: from then until the frames that the old active may have had are through the app."""
 
     @classmethod
     def of_loss(cls, term: int, node: str) -> Receipt:

@@ -122,6 +122,7 @@ class Active:
         self.cut = False                # …because a port of ours has no carrier: what is committed leaves on the standby's
         self.handed = False             # the standby was told to claim our term's successor
         self.giving_up = ""             # why protection is to end while the standby is alive and well
+        self.peer_hangs: bool | None = None         # what a failure detector says; None: there is none, hang_ms_max of silence counts
         self.lost_ns = 0
         self.took_ns = 0
         self.unheard = False            # taken over by the standing grant, and the witness has not said that it knows
@@ -291,7 +292,7 @@ class Active:
         return Question(verb, self.node, self.term, self.peer if verb == "protected" else "", number=self.session)
 
     def _note_silence(self, now: int) -> None:
-        self.silent = self.silent or now - self.spoke_ns > self.bounds.hang_ms_max * MS // 2
+        self.silent = self.silent or now - self.spoke_ns > min(self.bounds.hang_ms, self.bounds.hang_ms_max) * MS // 2
 
     def _end_session(self) -> None:
         self.engine.channel_lost()
@@ -367,7 +368,7 @@ class Active:
                     effects.append(LeaseArm(arm.mark, arm.ms))
                 echo_ns, empty = self.path.beat()
                 effects.append(Send(kinds.BEAT, encode_ack(Ack(self.session, number, now, echo_ns, empty, 0))))
-            if now - self.path.heard_ns > b.hang_ms_max * MS:
+            if now - self.path.heard_ns > b.hang_ms_max * MS if self.peer_hangs is None else self.peer_hangs:
                 return effects + self.on_peer_lost(now, f"standby silent for {(now - self.path.heard_ns) // MS} ms", False)
         if self.unheard and now - self.took_ns > b.claim_ms_max * MS:
             self.took_ns = now

@@ -2,7 +2,8 @@
 
     stdin   go | mark | halt | report              mark: note what was sent so far.  halt: send nothing more.
                                                    report [7, 9, …]: settle, say the result, exit; what the other side sent, by stream
-    stdout  {"event": "ready"} {"event": "live", …} {"event": "halted", …} {"event": "result", …}
+            around T FROM UNTIL                    delays around T, of frames sent between FROM and UNTIL (udp.Endpoint.around)
+    stdout  {"event": "ready"} {"event": "live", …} {"event": "around", …} {"event": "halted", …} {"event": "result", …}
 
 The end of stdin means that the workload died: the program exits at once, so nothing of it stays behind.
 """

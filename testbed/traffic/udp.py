@@ -11,11 +11,14 @@ resolution and the first mapping are not counted as loss. Formats and promises: 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
 from contextlib import suppress
 from typing import Any
+
+import numpy as np
 
 from nfckpt.native.traffic import Sender, Sink, datagram, deaf
 from nfckpt.testbed.traffic.control import LIVE_S, Control, config, cpu_s, emit
@@ -28,12 +31,14 @@ ABSENT_MAX = 1000
 
 
 class Endpoint:
-    """One side. `want`: role, addresses, server, streams, frames_s (0: never send), payload_bytes, device, late_ms."""
+    """One side. `want`: role, addresses, server, streams, frames_s (0: never send), payload_bytes, device, late_ms, and for a
+    finer pace tick_us: the sender then comes before everybody else whenever a frame is due, as if it had a machine of its own."""
 
     def __init__(self, want: dict[str, Any]) -> None:
         self.streams: int = want["streams"]
         self.frames_s: int = want["frames_s"]
         self.payload: int = want["payload_bytes"]
+        self.tick_us: int = want.get("tick_us", 1000)
         self.is_client = want["role"] == "client"
         addresses: list[str] = want["addresses"]
         self.socks: list[socket.socket] = []
@@ -72,10 +77,16 @@ class Endpoint:
         else:
             sources = [self.sink.source(stream) for stream in range(self.streams)]
             targets = [(self.socks[0].fileno(), *source) for source in sources if source]
-        self.sender = Sender(targets, self.frames_s, self.payload)
-        thread = threading.Thread(target=self.sender.run, daemon=True)
+        self.sender = Sender(targets, self.frames_s, self.payload, self.tick_us)
+        thread = threading.Thread(target=self._send, args=(self.sender,), daemon=True)
         thread.start()
         self.threads.append(thread)
+
+    def _send(self, sender: Sender) -> None:
+        if self.tick_us < 1000:
+            with suppress(PermissionError):
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        sender.run()
 
     def halt(self) -> None:
         if self.sender:
@@ -97,6 +108,15 @@ class Endpoint:
             time.sleep(QUIET_S)
         self.sink.halt()
         self.threads[0].join()
+
+    def around(self, t_ns: int, since_ns: int, until_ns: int) -> dict[str, Any]:
+        """One-way delays, ns, of what came here: the median of frames sent before `t_ns`, and the largest of those sent from `since_ns`
+        to `until_ns`; how many these were, and the longest time in which the sender sent none."""
+        sent, came = np.frombuffer(self.sink.times(), np.uint64).reshape(-1, 2).astype(np.int64).T
+        before, near = sent < since_ns, (sent >= since_ns) & (sent <= until_ns)
+        gaps = np.diff(np.unique(sent[near]))
+        return {"t_ns": t_ns, "frames": int(near.sum()), "median_ns": int(np.median((came - sent)[before])) if before.any() else 0,
+                "worst_ns": int((came - sent)[near].max(initial=0)), "gap_ns": int(gaps.max(initial=0))}
 
     def counters(self) -> dict[str, Any]:
         sink = self.sink
@@ -129,6 +149,8 @@ def main() -> None:
             elif command == "halt":
                 end.halt()
                 emit("halted", t_ns=time.monotonic_ns(), sent_by_stream=end.sender.sent() if end.sender else [])
+            elif command.startswith("around "):
+                emit("around", **end.around(*map(int, command.split()[1:])))
             elif command.startswith("report"):
                 end.settle()
                 emit("result", **end.counters(), sent_by_stream=end.sender.sent() if end.sender else [],

@@ -247,6 +247,13 @@ class Program:
             raise MachineError(f"{self.name} has died", "its own message is on standard error")
         raise MachineError(f"{self.name}: no {name!r} in {seconds:.0f} s", "does the network function forward?")
 
+    def ask(self, command: str, name: str, seconds: float) -> dict[str, Any]:
+        """Say it, and wait for the event that answers."""
+        with self._news:
+            self.events.pop(name, None)
+        self.say(command)
+        return self.event(name, seconds)
+
     def end(self) -> None:
         assert self._child.stdin and self._child.stdout
         with suppress(BrokenPipeError):

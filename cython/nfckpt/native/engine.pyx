@@ -60,6 +60,10 @@ cdef class Engine:
         self.outstanding_max = min(OUTSTANDING_MAX, bounds.epochs_outstanding_max)
         self.abort_max = bounds.abort_max
 
+    def start_at(self, uint64_t epoch):
+        """The open epoch is this one: a promoted node goes on after the last committed one."""
+        self.epoch, self.committed = epoch, epoch - 1
+
     cdef void move(self, int event) noexcept nogil:
         cdef int to = NEXT[self._state][event]
         CHECK(to >= 0)

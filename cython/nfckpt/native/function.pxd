@@ -12,6 +12,7 @@ from nfckpt.native.burst cimport Burst
 cdef class NativeFunction:
     cdef readonly tuple ports       # names in the order of port indices
     cdef readonly int tick_ms       # call on_tick at least this often, when above 0
+    cdef readonly bint declares_ahead   # as nfckpt.nf.NetworkFunction.declares_ahead
     cdef uint64_t _random
 
     cdef int on_burst(self, Burst b, uint64_t now) noexcept nogil

@@ -15,12 +15,17 @@ Where       in the port's transmit ring, staged until its epoch commits, where t
 Promises    G1 frames leave in the order they were held, byte for byte.
             G2 a full gate refuses (hold returns False, counted), it never drops.
             G3 `released_through` counts only frames that the port's ring has given to the kernel.
+            G4 an output numbered `leaving` of its port or higher has not begun to leave: who dies leaves that behind (native/life.pyx).
 """
 from nfckpt.errors import StateError
 
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from nfckpt.native.fault cimport HALF_RELEASED, RELEASED, fault
+
+cdef extern from *:
+    """static void gate_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }   /* before what follows */"""
+    void gate_store(uint64_t*, uint64_t) noexcept nogil
 
 cdef enum:
     SLACK = 16384               # a wrap of the byte ring wastes less than this
@@ -47,6 +52,7 @@ cdef class Gate:
         self._ports = PortSet(ports)
         self.committed = 0
         self._waiting = 0
+        self.leaving = self._own_leaving
 
     def __dealloc__(self):
         free(self.held)
@@ -131,8 +137,9 @@ cdef class Gate:
             if h.epoch > self.committed:
                 break
             if h.staged:
-                r = self._ports.publish(h.port)
+                r = self._ports.publish(h.port)         # and it leaves at the flush
             else:
+                gate_store(self.leaving + h.port, self.head + 1)
                 r = self._ports.tx(h.port, h.data, h.length)
                 if r == 0:
                     self._ports.flush(h.port)
@@ -153,6 +160,7 @@ cdef class Gate:
         if n or self._waiting or full:
             self._waiting = 0
             for p in range(self._ports.n):
+                gate_store(self.leaving + p, self.head)
                 if self._ports.flush(p) != 0:       # some wait, or the port is gone with what it had taken
                     self._waiting += 1
             if self._waiting == 0:
@@ -188,6 +196,11 @@ cdef class Gate:
     @property
     def is_open(self):
         return self.committed == ALL
+
+    @property
+    def leaving_through(self):
+        """list, by port: outputs below this number have left, or have begun to."""
+        return [int(self.leaving[p]) for p in range(self._ports.n)]
 
     @property
     def held_frames(self):

@@ -1,10 +1,14 @@
 """Life: a page that says whether one thread of one process still lives, and the kernel's own word when it does not."""
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef extern from "linux/futex.h":
+    enum: FUTEX_OWNER_DIED
 
 cdef enum:
     ALIVE = 0
     DIED = 1                    # the kernel wrote it: the holding thread is past its last instruction
+    LEAVING = 64                # offset in the page: a u64 for each port
     RELEASED = 2                # the holder let go (or wrote something else there): no proof of anything
 
 cdef struct WatchState:
@@ -26,8 +30,9 @@ cdef class LifeWatch:
     cdef WatchState* s
 
     cdef _end(self)
+    cdef uint64_t leaves(self, int port) noexcept nogil
 
     @cython.final
     cdef inline bint dead(self) noexcept nogil:
-        """For a packet loop: one load, no call."""
-        return self.s.state == DIED
+        """For a packet loop, no call: the kernel's word itself, before the watcher's thread has its turn."""
+        return self.s.state == DIED or (self.s.map != NULL and self.s.word[0] & <uint32_t>FUTEX_OWNER_DIED != 0)

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Proof of death on one kernel: a robust mutex in a sealed page, held by the emitting thread (DESIGN I9, profile host).
 
-Picture     emitting thread --pthread_mutex_lock--> [ tid | WAITERS ]      page of a memfd
+Picture     emitting thread --pthread_mutex_lock--> [ tid | WAITERS ]      page of a memfd; at 64 the gate's `leaving` of each port
                      |                                   |
                   SIGKILL, SIGSEGV, exit, exec           | FUTEX_WAIT, read-only mapping
                      v                                   v
@@ -16,10 +16,11 @@ Promises    L1 a watch reports `died` only when the kernel (or the owner itself,
                one word, so nothing a peer writes can lead it astray. The page must be sealed against shrinking, or
                a peer could have it killed by SIGBUS: an unsealed one is refused.
             L3 one life, one page: `hold` seals it against any further writable mapping.
+            L4 an output numbered `leaving` of its port or higher never began to leave: the owner's gate writes it before a frame's turn.
 
 Limits      An owner that lies about itself can: set OWNER_DIED (a false report: what promotes on it must still kill, see
             proof.kill_and_confirm), clear WAITERS (news up to SLICE_MS late), or flip the word for ever (the watcher
-            burns a core). Each hurts its own pair only. Only one waiter is woken by the kernel: one page a watcher;
+            burns a core), misname what left (outputs emitted twice, or late). Each hurts its own pair only. Only one waiter is woken by the kernel: one page a watcher;
             a second watcher of a page learns within SLICE_MS.
 Traps       The owner is a thread: its end, and exec, report death too. Unmapping the page before death loses the news.
             A core dump is written before the news (3 s at 1 GiB): proof.harden_process().
@@ -30,6 +31,9 @@ import os
 from nfckpt.errors import MachineError, PeerError, StateError
 
 from libc.stdlib cimport calloc, free
+from libc.stdint cimport UINT64_MAX
+from nfckpt.native.gate cimport Gate
+from nfckpt.native.port_set cimport MAX_PORTS
 
 cdef extern from *:
     """
@@ -50,6 +54,7 @@ cdef extern from *:
 
     static uint32_t life_load(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static void life_or(uint32_t *p, uint32_t v) { __atomic_fetch_or(p, v, __ATOMIC_ACQ_REL); }
+    static uint64_t life_load64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static int life_get(int *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static void life_set(int *p, int v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static uint32_t life_tid(void) { return (uint32_t)syscall(SYS_gettid); }
@@ -95,6 +100,7 @@ cdef extern from *:
     static int life_is_sealed(int fd) { int s = fcntl(fd, F_GET_SEALS); return s >= 0 && (s & F_SEAL_SHRINK) != 0; }
     """
     uint32_t life_load(const uint32_t*) noexcept nogil
+    uint64_t life_load64(const uint64_t*) noexcept nogil
     void life_or(uint32_t*, uint32_t) noexcept nogil
     int life_get(int*) noexcept nogil
     void life_set(int*, int) noexcept nogil
@@ -112,7 +118,7 @@ cdef extern from *:
     void life_unmap(void*) noexcept nogil
     int life_seal(int, int) noexcept nogil
     int life_is_sealed(int) noexcept nogil
-    enum: FUTEX_WAITERS, FUTEX_OWNER_DIED, FUTEX_TID_MASK
+    enum: FUTEX_WAITERS, FUTEX_TID_MASK
 
 cdef enum:
     SLICE_MS = 200              # a wake-up that never comes is noticed this late
@@ -160,6 +166,12 @@ cdef class LifeLock:
         if life_seal(self.fd, 1):
             self.release()
             raise MachineError("a memfd cannot be sealed against writing", "needs Linux >= 5.1")
+
+    def tell(self, Gate gate not None):
+        """From now on `gate` writes here which outputs begin to leave. Raises StateError while the life is not held."""
+        if self.page == NULL:
+            raise StateError("this life is not held", "hold() first")
+        gate.leaving = <uint64_t*>(<uint8_t*>self.page + LEAVING)
 
     def release(self):
         """Let go in order, on the holding thread: the watcher sees RELEASED, not death. Raises StateError elsewhere."""
@@ -227,7 +239,19 @@ cdef class LifeWatch:
     @property
     def died(self):
         """True from the kernel's word on."""
-        return life_get(&self.s.state) == DIED
+        return bool(self.dead())
+
+    def leaving(self, int port):
+        """No output of the owner to `port` with this number or a higher one has begun to leave (L4). Raises StateError after
+        close(), IndexError for a port that cannot be."""
+        if self.s.map == NULL:
+            raise StateError("the watch is closed")
+        if not 0 <= port < MAX_PORTS:
+            raise IndexError(port)
+        return int(self.leaves(port))
+
+    cdef uint64_t leaves(self, int port) noexcept nogil:
+        return life_load64(<const uint64_t*>(<const uint8_t*>self.s.map + LEAVING) + port) if self.s.map != NULL else UINT64_MAX
 
     @property
     def released(self):

@@ -103,7 +103,7 @@ cdef class NativeNat(NativeFunction):
 
     def __init__(self, **parameters):
         self.config = c = NatConfig(**parameters)
-        self.ports, self.tick_ms = ("inside", "outside"), 10
+        self.ports, self.tick_ms, self.declares_ahead = ("inside", "outside"), 10, True
         for port in (INSIDE, OUTSIDE):
             self.mac[port], self.mask[port] = c.mac(port), c.mask(port)
             self.net[port] = c.addresses(port)[0] & c.mask(port)

@@ -134,7 +134,8 @@ cdef class Segment:
 
     def close(self):
         """Unmap, and close the memfd if it is ours. Idempotent."""
-        self.unmap()
+        with nogil:
+            self.unmap()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nfckpt.native.arena cimport Arena
 from nfckpt.native.channel cimport Channel
 from nfckpt.native.delta_decoder cimport DeltaDecoder
+from nfckpt.native.life cimport LifeWatch
 from nfckpt.native.tap cimport Tap
 
 cdef enum:
@@ -16,6 +17,8 @@ cdef class StandbyPath:
     cdef readonly Arena arena
     cdef Channel channel
     cdef bint has_channel
+    cdef LifeWatch _watch                   # of the active, on one kernel
+    cdef bint has_watch
     cdef public bint silent                 # acknowledges nothing any more
     cdef uint64_t secret[4]
     cdef int n_ports

@@ -22,6 +22,7 @@ from nfckpt.native.epoch cimport (
 from nfckpt.native.fault cimport (
     ACKED, APPLIED, PAGES_APPLIED, RECORD_READ, REGISTERED, board, digest_due, fault, note_digest,
 )
+from nfckpt.native.keyed_fifo cimport Entry
 from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
 
@@ -34,6 +35,7 @@ cdef enum Why:
     MAIL = 1                    # a message for Python waits, or the channel ended
     IDLE = 2                    # nothing came, and patience is at its end
     GONE = 3
+    DEAD = 4                    # the kernel says that the active is
 
 cdef enum Fault:                # of `take`; 1 to 99 are those of record_parse, from 200 those of DeltaDecoder
     OTHER_SESSION = 100
@@ -68,6 +70,11 @@ cdef class StandbyPath:
         """Records come from, and acks go to, this channel; None: Python carries them."""
         self.has_channel = channel is not None
         self.channel = channel
+
+    def watch(self, LifeWatch life):
+        """`run` ends as soon as this life does; None: nobody's."""
+        self.has_watch = life is not None
+        self._watch = life
 
     @property
     def attached(self):
@@ -198,6 +205,17 @@ cdef class StandbyPath:
                 return int(self.ack_seq[epoch % ACKS])
         return 0
 
+    def may_still_come(self):
+        """Was a committed output not seen that the active, dead now, can have sent? Where its life is watched only what it had begun
+        to send; elsewhere what it had read the ack of."""
+        cdef uint64_t number, below = 0 if self.has_watch else self.released_at_most()
+        cdef Entry* e
+        for number in range(self.tap.expected.head, self.tap.expected.tail):
+            e = &self.tap.expected.entries[<uint32_t>number & self.tap.expected.mask]
+            if e.live and e.seq < (self._watch.leaves(e.port) if self.has_watch else below):
+                return True
+        return False
+
     def ack(self, uint64_t number, uint64_t now):
         """The 40 bytes of an ACK of epoch `number` (or a BEAT_ACK of beat `number`)."""
         cdef Ack ack
@@ -215,6 +233,9 @@ cdef class StandbyPath:
             while True:
                 now = monotonic_ns()
                 if now >= until_ns:
+                    break
+                if self.has_watch and self._watch.dead():
+                    why = DEAD
                     break
                 n = self.tap.look(now, LOOK) if self.has_tap else 0
                 if n < 0:

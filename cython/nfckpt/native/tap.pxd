@@ -33,6 +33,8 @@ cdef class Tap:
     cdef readonly uint64_t gap_until        # ns; before it the tap is inexact
     cdef uint64_t rt_old, rt_new, rt_at     # rule 7: two-stage release watermark
     cdef uint64_t _drops
+    cdef bint _lending                      # what `take` hands out stays, until `consume` or `put_back`
+    cdef uint64_t _lent                     # entries of inputs below this number are lent
     cdef Burst _scratch
 
     cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil

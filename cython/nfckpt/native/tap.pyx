@@ -299,7 +299,7 @@ cdef class Tap:
         cdef uint8_t* p
         cdef int n = 0
         while n < max_frames:
-            i = self.inputs.oldest()
+            i = self.inputs.after(self._lent)
             if i == NO_ENTRY:
                 break
             e = &self.inputs.entries[i]
@@ -312,9 +312,37 @@ cdef class Tap:
                 break
             memcpy(p, self.inputs.buf + e.off, e.length)
             b.key[b.n - 1] = e.key
-            self.inputs.remove(i)
+            if self._lending:
+                self._lent = self.inputs.head + (i - <uint32_t>self.inputs.head & self.inputs.mask) + 1
+            else:
+                self.inputs.remove(i)
+                self.c.replayed += 1
+            n += 1
+        return n
+
+    def lend(self, bint on):
+        """From now on frames that are replayed stay here until `consume` or `put_back`. False: no more; what is lent is consumed."""
+        self.consume()
+        self._lending = on
+
+    def consume(self):
+        """The app is done with what it was lent. Returns how many frames."""
+        cdef int n = 0
+        cdef uint64_t lent = self._lent
+        while self.inputs.live and self.inputs.head < lent:
+            self.inputs.remove(self.inputs.oldest())
             n += 1
         self.c.replayed += n
+        self._lent = 0
+        return n
+
+    def put_back(self):
+        """The app never had what it was lent: it is replayed again, from the first on. Returns how many frames."""
+        cdef int n = 0
+        cdef uint64_t number
+        for number in range(self.inputs.head, min(self._lent, self.inputs.tail)):
+            n += self.inputs.entries[<uint32_t>number & self.inputs.mask].live
+        self._lent = 0
         return n
 
     @property
@@ -331,11 +359,6 @@ cdef class Tap:
     def waiting_outputs(self):
         """Committed outputs not yet seen leaving."""
         return int(self.expected.live)
-
-    def waiting_outputs_below(self, uint64_t seq):
-        """Whether a committed output with a number below `seq` was not yet seen leaving (they are kept in order)."""
-        cdef uint32_t i = self.expected.oldest()
-        return i != NO_ENTRY and self.expected.entries[i].seq < seq
 
     @property
     def waiting_credits(self):

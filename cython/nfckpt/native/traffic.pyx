@@ -9,12 +9,13 @@ Picture     0       4        6      8     16      24          32      40        
             seq counts in the stream, total over all streams of the sender.
             check = nf_hash(KEYS, nf_hash(KEYS, 0, bytes 0..32), bytes 40..)            (digest.pxd)
 
-Sender      every millisecond one sendmmsg of what is due, the streams in turn. A number is used up only when the
+Sender      every millisecond (`tick_us`) one sendmmsg of what is due, the streams in turn. A number is used up only when the
             kernel took the datagram, so `sent` is exact. After a hole it catches up at twice the pace, at most 50 ms.
 Sink        reads its own TPACKET_V2 ring (see packet_mmap in the kernel's documentation), not a socket: a ring of
             16,384 frames needs no privilege over net.core.rmem_max and holds 0.8 s at 20,000 frames/s, so it may
             sleep a millisecond between looks and the kernel's timestamps still say when each frame came.
-            `drops` above 0 means the sink was too slow: such a run proves nothing.
+            `drops` above 0 means the sink was too slow: such a run proves nothing. When each of the last 262,144 frames was sent
+            and came is kept (`times`).
 Promises    every DATA frame with our MAC, a right IP header checksum, UDP checksum and check is counted once in `received`
             or in `duplicated`; every other frame to its ports is `corrupt`. Spells of late frames are logged: a one-way
             delay above `late_ns`, or a silence above it after which a total is missing (so a sender that was held up
@@ -39,9 +40,11 @@ cdef extern from * nogil:
     #include <linux/if_packet.h>
     #include <netinet/in.h>
     #include <string.h>
+    #include <sys/prctl.h>
     #include <sys/socket.h>
     #include <time.h>
     enum { NF_BATCH = 64 };
+    static void nf_wake_on_time(void) { prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0); }     /* this thread's; else up to 50 us late */
     typedef struct { uint32_t magic; uint16_t stream, kind; uint64_t seq, total, t_send, check; } nf_datagram;
     typedef struct { struct mmsghdr m[NF_BATCH]; struct iovec v[NF_BATCH]; } nf_batch;
     static const uint64_t nf_traffic_keys[4] = {
@@ -107,6 +110,7 @@ cdef extern from * nogil:
     const uint64_t* nf_traffic_keys
     uint64_t nf_clock(int) noexcept
     void nf_sleep_until(uint64_t) noexcept
+    void nf_wake_on_time() noexcept
     int nf_send(nf_batch*, int, sockaddr_in*, uint8_t*, uint32_t, int) noexcept
     int nf_for_us(const void*) noexcept
     const uint8_t* nf_udp(const uint8_t*, uint32_t, uint32_t*, uint32_t*, uint16_t*) noexcept
@@ -125,6 +129,7 @@ cdef enum:
     STREAMS_MAX = 64
     EPISODES_MAX = 65536
     TICK_NS = 1000000
+    KEPT = 262144           # frames whose times are kept
     CATCH_UP_NS = 50000000   # a sender that was held up longer skips the rest: no burst that nobody could carry
     RING = 16384            # frames in a sink's ring
     MERGE_NS = 10000000     # late frames closer than this are one episode
@@ -171,7 +176,8 @@ cdef void _fill(uint8_t* p, uint32_t n, uint16_t stream, uint16_t kind, uint64_t
 
 
 cdef class Sender:
-    """`frames_s` datagrams a second over `targets`, one (fd, ip, port) a stream; ip None: the fd is connected.
+    """`frames_s` datagrams a second over `targets`, one (fd, ip, port) a stream; ip None: the fd is connected. `tick_us`: between
+    two looks at what is due.
 
     Call `run` on a thread of its own; it returns after `halt`. Counters may be read at any time.
     """
@@ -181,19 +187,19 @@ cdef class Sender:
     cdef sockaddr_in to[STREAMS_MAX]
     cdef uint64_t seq[STREAMS_MAX]
     cdef uint32_t streams, payload, stopped
-    cdef uint64_t rate
+    cdef uint64_t rate, tick_ns
     cdef readonly uint64_t errors       # refused by the kernel: no route, no memory; the number is tried again
     cdef readonly uint64_t skipped      # due but not sent, because the sender was held up
     cdef readonly int last_errno
 
-    def __cinit__(self, targets, uint64_t frames_s, uint32_t payload_bytes):
-        if not 0 < len(targets) <= STREAMS_MAX or payload_bytes < HEADER or not 0 < frames_s <= 1000000:
-            raise StateError("a sender needs 1 to 64 streams, payloads of 40 bytes or more, 1 to 1,000,000 frames/s")
+    def __cinit__(self, targets, uint64_t frames_s, uint32_t payload_bytes, uint32_t tick_us=1000):
+        if not 0 < len(targets) <= STREAMS_MAX or payload_bytes < HEADER or not 0 < frames_s <= 1000000 or not 0 < tick_us <= 1000:
+            raise StateError("a sender needs 1 to 64 streams, payloads of 40 bytes or more, 1 to 1,000,000 frames/s, ticks of 1 to 1,000 µs")
         self.batch = <nf_batch*>calloc(1, sizeof(nf_batch))
         self.bytes_ = <uint8_t*>calloc(NF_BATCH, payload_bytes)
         if self.batch == NULL or self.bytes_ == NULL:
             raise MemoryError
-        self.streams, self.payload, self.rate = <uint32_t>len(targets), payload_bytes, frames_s
+        self.streams, self.payload, self.rate, self.tick_ns = <uint32_t>len(targets), payload_bytes, frames_s, 1000 * <uint64_t>tick_us
         for i, (fd, ip, port) in enumerate(targets):
             self.fds[i] = fd
             if ip is not None:
@@ -219,10 +225,11 @@ cdef class Sender:
 
     cdef void _run(self) noexcept nogil:
         cdef uint64_t start = nf_clock(CLOCK_MONOTONIC), tick = start, now, due, done = 0, total = 0
-        cdef uint64_t most = 2 * self.rate * TICK_NS // 1000000000 + 1
+        cdef uint64_t most = 2 * self.rate * self.tick_ns // 1000000000 + 1
         cdef uint64_t behind = self.rate * CATCH_UP_NS // 1000000000 + most
         cdef uint32_t s = 0, n
         cdef int i, r
+        nf_wake_on_time()
         while not __atomic_load_n(&self.stopped, __ATOMIC_ACQUIRE):
             now = nf_clock(CLOCK_MONOTONIC)
             due = (now - start) * self.rate // 1000000000 - done
@@ -247,7 +254,7 @@ cdef class Sender:
                 done += r
                 due -= r
             s = (s + 1) % self.streams
-            tick += TICK_NS
+            tick += self.tick_ns
             now = nf_clock(CLOCK_MONOTONIC)
             if tick < now:
                 tick = now
@@ -282,6 +289,7 @@ cdef class Sink:
     cdef uint64_t seq_max, late_ns
     cdef Stream s[STREAMS_MAX]
     cdef Episode* log
+    cdef uint64_t* kept                 # (sent, came) of frame n at 2 * (n mod KEPT)
     cdef readonly uint64_t received, duplicated, reordered, corrupt, source_changed, probes
     cdef readonly uint64_t delay_ns_max
     cdef readonly uint64_t last_ns      # arrival of the last DATA frame
@@ -302,7 +310,8 @@ cdef class Sink:
         if self.frame_bytes > _BLOCK:
             raise StateError(f"a payload of {payload_bytes} bytes is no datagram")
         self.log = <Episode*>calloc(EPISODES_MAX, sizeof(Episode))
-        if self.log == NULL:
+        self.kept = <uint64_t*>calloc(2 * KEPT, 8)
+        if self.log == NULL or self.kept == NULL:
             raise MemoryError
         for i in range(streams):
             self.s[i].seen = <uint8_t*>calloc(1, seq_max // 8)      # pages appear when touched
@@ -332,6 +341,7 @@ cdef class Sink:
 
     def __dealloc__(self):
         free(self.log)
+        free(self.kept)
         for i in range(STREAMS_MAX):
             free(self.s[i].seen)
 
@@ -382,6 +392,10 @@ cdef class Sink:
         """list[dict]: t_first, t_last, seq, stream, frames, delay_ns, gap_ns of every spell of late frames, in order."""
         return [self.log[i] for i in range(self.n_episodes)]
 
+    def times(self):
+        """bytes of u64 pairs, CLOCK_MONOTONIC ns: when each of the last frames was sent, and when it came; in no order."""
+        return (<const uint8_t*>self.kept)[:16 * min(self.received, <uint64_t>KEPT)]
+
     cdef void _run(self) noexcept nogil:
         cdef tpacket2_hdr* h
         cdef uint64_t offset
@@ -423,6 +437,8 @@ cdef class Sink:
             self.duplicated += 1
             return
         s.seen[d.seq >> 3] |= bit
+        self.kept[2 * (self.received % KEPT)] = d.t_send
+        self.kept[2 * (self.received % KEPT) + 1] = now
         s.received += 1
         self.received += 1
         if d.seq < s.next:

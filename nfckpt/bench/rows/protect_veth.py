@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from nfckpt.bench.boxed import in_box
 from nfckpt.bench.figure import DifferenceError, Figure, Scale, UnavailableError
 from nfckpt.bench.pair import Pair, Slice
 from nfckpt.bench.slices import pairs
@@ -51,24 +51,7 @@ class SleepyPair(Pair):
 
 
 def measure(scale: Scale) -> list[Figure]:
-    from nfckpt.testbed import box
-    if (reason := box.available()) is not None:
-        raise UnavailableError(reason, "see `nfckpt doctor`")
-    child = subprocess.Popen([sys.executable, "-m", MODULE, str(scale.seconds), "tiny" if scale.tiny else ""], stdout=subprocess.PIPE,
-                             stdin=subprocess.DEVNULL)
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                out, _ = child.communicate(timeout=1)
-                break
-            scale.tick("in its box")
-    except BaseException:
-        child.send_signal(signal.SIGKILL)       # the box goes with it
-        child.wait()
-        raise
-    if child.returncode != 0:
-        raise DifferenceError(f"the box ended with code {child.returncode}")
-    found = json.loads(out)
+    found = in_box(MODULE, [str(scale.seconds), "tiny" if scale.tiny else ""], scale)
     return [Figure(**{**found, "spread": tuple(found["spread"])})]
 
 
