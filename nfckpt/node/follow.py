@@ -107,6 +107,7 @@ class Follower(Shell):
             self._idle(now)
 
     def _lost(self, core: Standby, now: int, reason: str, proof: bool) -> None:
+        self.heard_ns = core.path.heard_ns
         if not proof and not self.hosts and not core.handover:
             # the channel ended: give the kernel a moment to say that the process did as well
             end = time.monotonic() + 0.05

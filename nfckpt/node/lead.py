@@ -34,7 +34,8 @@ from nfckpt.node.app import App, AppContext, declare, load_app
 from nfckpt.node.shell import MS, Shell, Stopped
 from nfckpt.node.suspects import Suspects
 from nfckpt.observe.quarantine import Quarantine
-from nfckpt.observe.receipt import Receipt
+from nfckpt.observe.receipt import Digests, Draft
+from nfckpt.observe.receipt import blank as blank_receipt
 from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import keeper, kinds
@@ -55,6 +56,8 @@ class Leader(Shell):
             assert isinstance(standby, Standby)
             tap = standby.tap
             self._drain(standby)
+            window = standby.path.window()      # of the applied state: the app has not run yet
+            self.digests = Digests(offset=window[0], active=f"{window[1]:016x}", standby=f"{window[2]:016x}") if window else None
             applied_ns = time.monotonic_ns()
             self._drop_channel()
         else:
@@ -78,21 +81,23 @@ class Leader(Shell):
             core.unheard, core.took_ns = True, takeover.started_ns
         ctx = self.ctx = AppContext(agent, self.clock)
         ctx.tick(time.monotonic_ns())
-        reemitted = 0
+        reemitted, start_ns = [0] * len(self.ports), time.monotonic_ns()
         if takeover is not None and tap is not None and isinstance(standby, Standby):
             gate.start_at(standby.path.next_seq)
             for _, port, frame in tap.unseen_outputs():
                 if not agent.emit(port, frame):         # more than one gate holds: the rest follows what the ports take
                     gate.release()
                     agent.emit(port, frame)
-                reemitted += 1
+                reemitted[port] += 1
             agent.tap = tap
         for port, frame in app.announce(ctx):
             agent.emit(port, frame)
         gate.release()
         live_ns = time.monotonic_ns()
         if takeover is not None and tap is not None and isinstance(standby, Standby):
-            self._receipt(takeover, standby, tap, applied_ns, live_ns, reemitted)
+            self._draft(takeover, standby, tap, {"apply": applied_ns, "start": start_ns, "live": live_ns}, reemitted)
+        elif term > 1:
+            self._report("receipt", msgspec.to_builtins(blank_receipt(term, self.node)))
         self.listener = Listener(self.config, self.spec, self.life_fd)
         self._report("active", {"term": term, "blank": blank})
         if takeover is None:
@@ -216,6 +221,8 @@ class Leader(Shell):
         while self.ctx.soon:
             self.ctx.soon.popleft()()
         self.ctx.tick(now)
+        if self.receipt is not None and agent.tap is not None:
+            self.receipt.look(agent.tap, now)
         if self.suspects is not None:
             self.suspects.boundary()
             if self.suspects.over:
@@ -238,6 +245,7 @@ class Leader(Shell):
             self._idle(now, self.listener.fileno())
         return quiet
 
+    digests: Digests | None = None
     suspects: Suspects | None = None        # while the replay runs frames that the old active may have died of
     quarantined = 0
     _alive_ns = 0
@@ -286,31 +294,13 @@ class Leader(Shell):
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
-            if now >= self.receipt_due_ns and not tap.waiting_inputs:
-                self._finish_receipt(tap)
-                self.agent.tap = None
+            if self.receipt is not None and now >= self.receipt.due_ns and not tap.waiting_inputs:
+                self._report("receipt", msgspec.to_builtins(self.receipt.finish(tap, self.quarantined)))
+                self.receipt = self.agent.tap = None
 
     # ── receipt ──────────────────────────────────────────────────────────────────────────────────
 
-    def _receipt(self, takeover: Takeover, standby: Standby, tap: Tap, applied_ns: int, live_ns: int,
-                 reemitted: int) -> None:
-        marks = takeover.marks
-        steps, before = {"notice": (takeover.started_ns - takeover.lost_ns) // 1000}, takeover.started_ns
-        for name, at in [*marks.items(), ("apply", applied_ns), ("live", live_ns)]:
-            steps[name] = (at - before) // 1000
-            before = at
-        steps["total"] = (live_ns - takeover.lost_ns) // 1000
-        self.receipt = {"term": takeover.term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof,
-                        "exact": bool(tap.is_exact(live_ns)), "committed_epoch": standby.path.epoch,
-                        "uncommitted": self.uncommitted, "replayed": tap.waiting_inputs,
-                        "reemitted": reemitted, "steps_us": steps, "before": tap.counters()}
-        self.receipt_due_ns = live_ns + 2 * self.bounds.tap_skew_ms_max * MS
-        self._report("takeover", {"term": takeover.term, "reason": takeover.reason, "outage_us": steps["total"]})
-
-    def _finish_receipt(self, tap: Tap) -> None:
-        assert self.receipt is not None
-        now, before = tap.counters(), self.receipt.pop("before")
-        receipt = Receipt(**self.receipt, quarantined=self.quarantined, suppressed=now["credited"] - before["credited"],
-                          doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
-        self.receipt = None
-        self._report("receipt", msgspec.to_builtins(receipt))
+    def _draft(self, takeover: Takeover, standby: Standby, tap: Tap, marks: dict[str, int], reemitted: list[int]) -> None:
+        self.receipt = Draft(takeover, standby, tap, node=self.node, heard_ns=self.heard_ns, uncommitted=self.uncommitted, marks=marks,
+                             reemitted=reemitted, digests=self.digests, due_ns=marks["live"] + 2 * self.bounds.tap_skew_ms_max * MS)
+        self._report("takeover", {"term": takeover.term, "reason": takeover.reason, "outage_us": self.receipt.outage_us})

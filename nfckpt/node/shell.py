@@ -22,6 +22,7 @@ from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.life import LifeWatch
 from nfckpt.native.patience import Patience
 from nfckpt.node.app import App
+from nfckpt.observe.receipt import Draft
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
     Ask,
@@ -83,8 +84,8 @@ class Shell:
         self.promoted = 0
         self.lease: EgressLease | None = None
         self.permanent_mark = 0
-        self.receipt: dict[str, Any] | None = None
-        self.receipt_due_ns = 0
+        self.heard_ns = 0                           # its last word, when it was lost
+        self.receipt: Draft | None = None
         self.ended_in_order = False
         self._slow_ns = 0
         self._drops_ns = 0
