@@ -84,6 +84,7 @@ class Follower(Shell):
         self._push(now)
         if slow:
             self._slow_ns = now + MS
+            self._show(now)
             for heard in self._heard():
                 if self.takeover is not None and isinstance(heard, keeper.WitnessSaid):
                     self._perform(self.takeover.on_witness(now, heard.answer))

@@ -258,6 +258,7 @@ class Leader(Shell):
         if now >= self._alive_ns:           # the kernel's default for this timer ends the process, whatever code it is in
             self._alive_ns = now + 500 * MS
             signal.setitimer(signal.ITIMER_VIRTUAL, self.bounds.loop_ms_max / 1000)
+        self._show(now)
         for message in self._heard():
             if isinstance(message, keeper.WitnessSaid):
                 self._perform(core.on_witness(now, message.answer))

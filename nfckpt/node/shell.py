@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from nfckpt.failover.lease import EgressLease, stamp
@@ -22,6 +23,7 @@ from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.life import LifeWatch
 from nfckpt.native.patience import Patience
 from nfckpt.node.app import App
+from nfckpt.observe.board import Board
 from nfckpt.observe.receipt import Draft
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
@@ -94,6 +96,7 @@ class Shell:
         self.ports: list[Any] = []
         self.layout = b""
         self.life_fd = -1
+        self.board: Board | None = None
 
     # ── keeper ───────────────────────────────────────────────────────────────────────────────────
 
@@ -120,6 +123,14 @@ class Shell:
 
     def status(self) -> dict[str, Any]:
         raise NotImplementedError
+
+    def parts(self) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+    def _show(self, now: int) -> None:
+        """Once a ms: a part of our numbers for whoever reads the board."""
+        if self.board is not None and (code := self.board.turn(now, self.parts)) is not None:
+            self._report("metrics_lost", {"address": self.me.metrics, "code": code})
 
     # ── channel ──────────────────────────────────────────────────────────────────────────────────
 
