@@ -189,10 +189,14 @@ class Keeper:
         try:
             answer = self._ask(question)
             self.witness_us = (time.monotonic_ns() - asked_ns) // 1000
-            return answer
         except Exception as e:          # whatever carries the question: the node asks again, the loss is reported
             self._event("witness_silent", {"error": f"{type(e).__name__}: {e}", "verb": question.verb})
             return None
+        if answer.holder and answer.holder not in self.spec.config.nodes:       # nothing it grants is ours
+            self._event("witness_foreign", {"error": f"its term {answer.term} is held by {answer.holder!r}, which is no node of this pair",
+                                            "verb": question.verb})
+            return None
+        return answer
 
     def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
         row = (name, at_ns or time.monotonic_ns(), {"node": self.spec.node, **fields})

@@ -68,6 +68,8 @@ class Trouble:
             self._hindrance = f"{node} refuses its follower: {row.get('reason')}", "make both nodes the same: app, parameters, key, version"
         elif event in ("witness_silent", "witness_lost"):
             self._hindrance = "the witness does not answer: nobody can be recorded as standby", "is Ray's head alive? Else start the pair anew"
+        elif event == "witness_foreign":
+            self._hindrance = f"node {node} asks the witness of another pair: {row.get('error')}", "is it in the right cluster? Give each pair its own name"
         elif event == "keeper_lost":
             self._hindrance = f"node {node} has no keeper: {row.get('error')}", "is its machine up, and in the cluster? (`ray status`)"
         elif event == "keeper_back":
