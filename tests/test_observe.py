@@ -293,14 +293,14 @@ def test_receipts_are_bounded_and_outlive_the_run(tmp_path: Path) -> None:
 # ── trouble
 
 
-def told(*rows: tuple[str, dict[str, Any]]) -> tuple[Trouble, list[float]]:
+def told(*rows: tuple[str, dict[str, Any]]) -> Trouble:
     clock = [100.0]
     trouble = Trouble(lambda: clock[0])
     for event, fields in rows:
         clock[0] += 1
         trouble.take({"event": event, **fields})
     clock[0] += 10
-    return trouble, clock
+    return trouble
 
 
 GOOD = ("protected", {"node": "a", "peer": "b", "term": 1})
@@ -320,14 +320,14 @@ DOWN = {"role": "down", "pid": 0}
     ([GOOD, ("standby_lost", {"node": "a", "reason": "silent"})], {"b": {"role": "silent", "pid": 7}}, "a lost its standby: silent", "Look at pid 7", 10),
 ])
 def test_what_is_wrong_since_when_and_what_to_do(rows: list[Any], nodes: dict[str, Any], why: str, to_do: str, since: float) -> None:
-    trouble, _ = told(*rows)
+    trouble = told(*rows)
     said = trouble.diagnose({"protected": False, "nodes": {"a": {"role": "solo"}, "b": {"role": "starting"}, **nodes}})
     assert said is not None and why in said["why"] and to_do in said["to_do"] and said["since_s"] == since, said
 
 
 def test_trouble_is_over_when_protection_is_back() -> None:
-    trouble, clock = told(GOOD, ("solo", {"node": "a", "reason": "x"}), ("witness_silent", {}), *[("exited", {"node": "b", "code": 5, "why": "y"})] * 5,
-                          ("started", {"node": "b"}), GOOD, ("standby_lost", {"node": "a", "reason": "z"}))
+    trouble = told(GOOD, ("solo", {"node": "a", "reason": "x"}), ("witness_silent", {}), *[("exited", {"node": "b", "code": 5, "why": "y"})] * 5,
+                   ("started", {"node": "b"}), GOOD, ("standby_lost", {"node": "a", "reason": "z"}))
     assert trouble.diagnose({"protected": True, "nodes": {}}) is None
     said = trouble.diagnose({"protected": False, "nodes": {"a": {"role": "holding"}}})
     assert said == {"why": "a lost its standby: z", "since_s": 10, "to_do": "nothing: the standby's grant is being taken back, output waits for that"}

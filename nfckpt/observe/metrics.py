@@ -59,10 +59,6 @@ TABLE = [
 ]
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float))
-
-
 class _Collector:
     def __init__(self, spec: ExporterSpec, status: Callable[[], dict[str, Any] | None]) -> None:
         self.spec, self.status = spec, status
@@ -78,7 +74,7 @@ class _Collector:
         yield self.gauge("status_age_seconds", "Since the packet loop last showed its numbers: above 1 it is stuck or stopped",
                          [([], max(0.0, (time.monotonic_ns() - body["at_ns"]) / 1e9))])
         for row in TABLE:
-            if _number(value := body.get(row.key)):
+            if isinstance(value := body.get(row.key), (int, float)):
                 yield (self.counter if row.counter else self.gauge)(row.name, row.about, [([], value / row.per_unit)])
         if causes := body.get("epochs_closed"):
             yield self.counter("epochs_closed", "Epochs cut, by what made them due", [([cause], n) for cause, n in causes.items()], "cause")
@@ -114,7 +110,7 @@ class _Collector:
 def registry(spec: ExporterSpec, status: Callable[[], dict[str, Any] | None]) -> CollectorRegistry:
     """`status()`: the node's numbers, None before there are any."""
     out = CollectorRegistry()
-    out.register(_Collector(spec, status))      # type: ignore[arg-type]
+    out.register(_Collector(spec, status))
     return out
 
 
