@@ -58,7 +58,7 @@ def follow(block: Block, folder: Path) -> None:
         return
     for part in block.text.split("$ ")[1:]:
         command, _, said = part.partition("\n")
-        done = subprocess.run(["sh", "-c", command], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=100)
+        done = subprocess.run(["sh", "-c", command], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
         wanted, printed = ([re.sub(" +", " ", line).strip() for line in text.rstrip("\n").split("\n")] for text in (said, done.stdout))
         assert len(wanted) == len(printed) and all(

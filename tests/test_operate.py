@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
             os.kill(int((folder / name).read_text()), signal.SIGKILL)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_page(folder: Path) -> None:
     assert PAGE.count("```") == 2 * len(blocks(PAGE))
     for block in blocks(PAGE):
