@@ -65,8 +65,8 @@ def arm(kind: str) -> list[int]:
     spec = ExporterSpec("p", "a", "host", f"127.0.0.1:{free_ports(1)[0]}", Bounds())
     if kind == "board":
         board = Board(spec)
-        scraper = subprocess.Popen([sys.executable, "-c", "import os, sys, time, urllib.request as u\nos.setpriority(0, 0, 15)\nwhile True:\n time.sleep(%f)\n try: u.urlopen(sys.argv[1]).read()\n"
-                                    " except OSError: pass" % SCRAPE_S, f"http://{spec.address}/metrics"])
+        scraper = subprocess.Popen([sys.executable, "-c", "import os, sys, time, urllib.request as u\nos.setpriority(0, 0, 15)\nwhile True:\n time.sleep(float(sys.argv[2]))\n try: u.urlopen(sys.argv[1]).read()\n"
+                                    " except OSError: pass", f"http://{spec.address}/metrics", str(SCRAPE_S)])
         until(lambda: _answers(spec.address))
         try:
             return gaps(SLICE_S, lambda now: board.turn(now, parts))
