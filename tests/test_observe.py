@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -36,9 +37,11 @@ from nfckpt.observe.metrics import registry, render
 from nfckpt.observe.outlook import outlook
 from nfckpt.observe.stream import INBOX_EVENTS_MAX, EventStream, Row
 from nfckpt.observe.trouble import Trouble
-from tests.pair_rig import PairRig, free_ports, stopped, until
+from tests.pair_rig import PairRig, free_ports, stopped
+from tests.pair_rig import until as until_within
 
 ROOT = Path(__file__).resolve().parent.parent
+until = functools.partial(until_within, timeout_s=60.0)      # a machine that is busy starts a process in seconds
 BOTH = pytest.mark.parametrize("profile", ["host", "hosts"])
 
 
@@ -255,8 +258,8 @@ def test_neither_a_hanging_hook_nor_a_full_fifo_delays_a_takeover(profile: str, 
             for keeper in rig.pair.keepers.values():
                 keeper._on_event = lambda *event: (rig.events.append((event[0], event[2])), journal.stream.note(*event))
             rig.kill_active()
-            rig.protected()
-            rig.receipts(1)
+            rig.protected(timeout_s=60)
+            until(lambda: rig.seen("receipt"))
             rig.check()
             (receipt,) = until(lambda: journal.receipts.rows)
             assert receipt["event"] == "receipt" and receipt["term"] == 2
@@ -405,7 +408,7 @@ def test_each_node_answers_for_itself_by_the_conventions(profile: str) -> None:
         with stopped(rig.pair.keepers["a"].pid):                        # it shows nothing new, and its age says so
             old = rig.pair.keepers["a"].pid
             until(lambda: scraped(ports["a"], "nfckpt_status_age_seconds") > [1.5] or rig.pair.keepers["a"].pid != old)
-        rig.protected(2)
+        rig.protected(2, timeout_s=60)
         until(lambda: scraped(ports["b"], "nfckpt_term") == [2.0] and scraped(ports["a"], "nfckpt_term") == [2.0])
         assert not rig.seen("metrics_lost")
     for port in ports.values():                                         # they end with their nodes
@@ -416,7 +419,7 @@ def test_an_address_that_is_taken_is_said_and_the_pair_goes_on() -> None:
     rig = PairRig("host")
     ports = with_metrics(rig)
     with socket.create_server(("127.0.0.1", ports["b"])), rig:
-        (lost,) = until(lambda: rig.seen("metrics_lost"), 30)
+        (lost,) = until(lambda: rig.seen("metrics_lost"))
         assert (lost["node"], lost["address"], lost["code"]) == ("b", f"127.0.0.1:{ports['b']}", 2)
         rig.check()
 
@@ -425,7 +428,7 @@ def test_a_client_that_is_slow_holds_up_only_scrapes() -> None:
     port = free_ports(1)[0]
     board = Board(spec(f"127.0.0.1:{port}"))
     board.show({"role": "active", "term": 3})
-    until(lambda: scraped(port, "nfckpt_term") == [3.0], 20)
+    until(lambda: scraped(port, "nfckpt_term") == [3.0])
     with socket.create_connection(("127.0.0.1", port)) as slow:
         slow.sendall(b"GET /metr")
         assert scraped(port, "nfckpt_term") == [3.0]                    # after at most CLIENT_S_MAX
@@ -489,7 +492,7 @@ def test_a_node_with_an_old_term_gets_nothing() -> None:
     with PairRig("host", traffic=False) as rig:
         old = rig.active
         rig.kill_active()
-        rig.protected(2)
+        rig.protected(2, timeout_s=60)
         view = rig.pair.view()
         from nfckpt.failover.witness import Question
         for question in (Question("protected", old, 1, rig.active), Question("solo", old, 1), Question("claim", old, 1), Question("claim", old, 2)):
