@@ -24,6 +24,7 @@ from nfckpt.native.tap import Tap
 from nfckpt.node.app import declare, load_app
 from nfckpt.node.follow import Follower
 from nfckpt.node.lead import Leader
+from nfckpt.node.plan import join
 from nfckpt.node.shell import Stopped
 from nfckpt.observe.board import Board, ExporterSpec
 from nfckpt.ports import open_port, parse_port
@@ -71,6 +72,7 @@ class Node(Follower, Leader):
             self.board = Board(ExporterSpec(self.config.name, self.node, self.config.profile, self.me.metrics, self.bounds))
         if self.me.cpu >= 0:        # first of all: the kernel makes the rings without pause, and not on the active's CPU
             os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
+        join(self.node, os.environ)
         began_ns = time.monotonic_ns()
         self.app = load_app(self.config)
         scratch = Arena(self.bounds.arena_bytes)
