@@ -160,7 +160,7 @@ def chaos(
 
 nfckpt run nat.toml
 
-nfckpt run nat.toml --local --metrics 9100 --log events.jsonl
+nfckpt run nat.toml --local --log events.jsonl --fifo /run/edge.events
 
 nfckpt run nat.toml --address 192.0.2.10:6379     (a Ray cluster that runs already)""")
 def run(
@@ -168,13 +168,13 @@ def run(
     ray: Annotated[Optional[bool], typer.Option("--ray/--local", help=RAY_HELP)] = None,  # noqa: UP045
     address: Annotated[Optional[str], typer.Option(help="Ray cluster to use; otherwise a local one is started.")] = None,  # noqa: UP045
     log: Annotated[Optional[Path], typer.Option(help="Append every event to this file, as JSON lines.")] = None,  # noqa: UP045
-    metrics: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Prometheus metrics on 127.0.0.1:PORT.")] = 0,
+    fifo: Annotated[Optional[Path], typer.Option(help="Every event into this named pipe too; made where there is none.")] = None,  # noqa: UP045
     key_file: Annotated[Optional[Path], typer.Option(help="The pair's key (`nfckpt key`); otherwise a fresh one.")] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines on standard output.")] = False,
 ) -> None:
-    """Run a pair in the foreground until Ctrl-C; nothing is left of it then.
+    """Run a pair in the foreground until Ctrl-C; nothing is left of it then but its receipts.
 
-    Meanwhile `nfckpt status`, `nfckpt failover` and `nfckpt receipts` reach it.
+    Meanwhile `nfckpt status`, `failover`, `events` and `receipts` reach it; commands of the configuration's [[hooks]] follow its events.
     """
     import functools
     import json
@@ -183,7 +183,7 @@ def run(
     from nfckpt.config import load
     from nfckpt.deploy.foreground import make_pair, run_foreground
     from nfckpt.deploy.preflight import preflight
-    from nfckpt.observe.events import EventLog
+    from nfckpt.observe.journal import Journal
     from nfckpt.observe.views import event_line
 
     config = load(config_file)
@@ -194,11 +194,8 @@ def run(
     def say(row: dict[str, Any]) -> None:
         print(json.dumps(row, default=str) if as_json else event_line(row), flush=True)
 
-    events = EventLog(log, on_error=lambda text: print(f"error: {text}", file=sys.stderr, flush=True))
-    try:
-        run_foreground(config, make, events, say, metrics_port=metrics)
-    finally:
-        events.close()
+    journal = functools.partial(Journal, config, log=log, fifo=fifo, on_error=lambda text: print(f"error: {text}", file=sys.stderr, flush=True))
+    run_foreground(config, make, journal, say)
 
 
 def _key(path: Path | None) -> bytes | None:
@@ -291,11 +288,16 @@ nfckpt receipts
 
 nfckpt receipts --json | jq '.receipts[].steps_us.total'""")
 def receipts(pair: PairName = None, as_json: Json = False) -> None:
-    """What each takeover of a running pair found, did and cost."""
+    """What each takeover found, did and cost; with --pair also of a pair that does not run now (its default folder)."""
     import json
 
-    from nfckpt.deploy.control import ask
-    body = ask(pair, "receipts")
+    from nfckpt.deploy.control import ask, pairs
+    from nfckpt.observe.events import read_rows, receipts_path
+    from nfckpt.observe.journal import bare
+    if pair is not None and pair not in pairs() and (kept := read_rows(receipts_path(pair))):
+        body: dict[str, Any] = {"pair": pair, "receipts": [bare(row) for row in kept]}
+    else:
+        body = ask(pair, "receipts")
     if as_json:
         print(json.dumps(body))
     elif body["receipts"]:
@@ -303,6 +305,21 @@ def receipts(pair: PairName = None, as_json: Json = False) -> None:
         _console().print(receipts_table(body["receipts"]))
     else:
         print(f"no takeover of {body['pair']} yet")
+
+
+@app.command(epilog="""Examples:
+
+nfckpt events
+
+nfckpt events --json | jq 'select(.event == "takeover")'""")
+def events(pair: PairName = None, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
+    """The last events of a running pair, in order. All that come: `nfckpt run --log` or `--fifo`."""
+    import json
+
+    from nfckpt.deploy.control import ask
+    from nfckpt.observe.views import event_line
+    for row in ask(pair, "events")["events"]:
+        print(json.dumps(row) if as_json else event_line(row))
 
 
 # ── configuration ────────────────────────────────────────────────────────────────────────────────

@@ -39,7 +39,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Bounds", "NodeConfig", "PairConfig", "check", "example", "load", "loads"]
+__all__ = ["Bounds", "Hook", "NodeConfig", "PairConfig", "check", "example", "load", "loads"]
 
 _T = TypeVar("_T")
 
@@ -125,6 +125,8 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """Frames that one active life may take out of the replay because the app does not survive them; at the next it stops."""
     quarantine_bytes_max: int = 1 << 20
     """Size of a node's quarantine folder; beyond it frames are quarantined and counted, but no longer written down."""
+    receipts_bytes_max: int = 1 << 20
+    """Size of the file of receipts; then it becomes FILE.1, and the one before that goes: about 1,000 takeovers each."""
     quarantine_s_max: int = 600
     """How long a frame that equals a quarantined one is dropped."""
     announce_repeats: int = 3
@@ -153,6 +155,20 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     """Pin the packet loop to this CPU; -1 leaves it to the scheduler (and lets veth reorder)."""
     resources: dict[str, float] = {}
     """Ray resources that this node's actor needs, to place it by hand."""
+    metrics: str = ""
+    """"ip:port" where the node answers Prometheus, in its process's own network namespace; "" does not. Off unless it is asked for: it has
+    no authentication, and two nodes of one machine need two ports."""
+
+
+class Hook(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A command that events start: observe/hooks.py."""
+
+    on: list[str]
+    """Names of events; "*" is all of them."""
+    run: list[str]
+    """Program and arguments; no shell."""
+    hook_s_max: float = 10.0
+    """How long it may take; then it is killed."""
 
 
 class PairConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -166,6 +182,9 @@ class PairConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     app_args: dict[str, Any] = {}
     quarantine_dir: str = ""
     """Folder on each node for frames that its app did not survive; "" is nfckpt-UID-quarantine in the folder for temporary files."""
+    receipts_dir: str = ""
+    """Folder where `nfckpt run` keeps receipts; "" is nfckpt in $STATE_DIRECTORY, $XDG_STATE_HOME or ~/.local/state."""
+    hooks: list[Hook] = []
     bounds: Bounds = Bounds()
     nodes: dict[str, NodeConfig]
 
@@ -175,9 +194,10 @@ class _Pair(msgspec.Struct):
     app: str
     profile: str = "host"
     quarantine_dir: str = ""
+    receipts_dir: str = ""
 
 
-_TABLES = ("pair", "app", "bounds", "nodes")
+_TABLES = ("pair", "app", "bounds", "nodes", "hooks")
 _NAME = r"[A-Za-z0-9_.-]{1,40}"
 
 
@@ -210,6 +230,15 @@ def check(c: PairConfig) -> None:
         m = re.fullmatch(r".+:(\d{1,5})", node.address)
         if c.profile == "hosts" and not (m and 0 < int(m[1]) < 65536):
             raise ConfigError(f"nodes.{name}.address = {node.address!r}", 'profile hosts needs address = "ip:port"')
+        m = re.fullmatch(r".+:(\d{1,5})", node.metrics)
+        if node.metrics and not (m and 0 < int(m[1]) < 65536):
+            raise ConfigError(f"nodes.{name}.metrics = {node.metrics!r}", 'an address, "127.0.0.1:9464", or leave it out')
+    if len(asked := [n.metrics for n in c.nodes.values() if n.metrics]) != len(set(asked)) and c.profile == "host":
+        raise ConfigError(f"nodes.{list(c.nodes)[-1]}.metrics is that of the other node", "on one machine each needs a port of its own")
+    for i, hook in enumerate(c.hooks):
+        if not hook.on or not hook.run or not 0 < hook.hook_s_max <= 3600:
+            raise ConfigError(f"hooks.{i}: on = {hook.on}, run = {hook.run}, hook_s_max = {hook.hook_s_max}",
+                              "name events and a program, and give it up to 3600 s")
     if c.profile == "hosts" and len({n.address for n in c.nodes.values()}) != 2:
         raise ConfigError(f"nodes.{list(c.nodes)[-1]}.address is that of the other node", "each listens on one of its own")
     for key in Bounds.__struct_fields__:
@@ -280,6 +309,9 @@ def _lines(text: str) -> dict[Keys, int]:
     for number, line in enumerate(text.splitlines(), 1):
         if m := _HEADER.match(line):
             here = _path(m[1])
+            if line.lstrip().startswith("[["):
+                found.setdefault(here, number)
+                here += (str(sum(path[:-1] == here for path in found)),)
             for depth in range(1, len(here) + 1):
                 found.setdefault(here[:depth], number)
         elif m := _ASSIGNMENT.match(line):
@@ -326,13 +358,18 @@ def loads(text: str, source: str = "config") -> PairConfig:
         _known(("pair",), raw.setdefault("pair", {}), _Pair.__struct_fields__)
         _known(("bounds",), raw.setdefault("bounds", {}), Bounds.__struct_fields__)
         _known(("nodes",), raw.setdefault("nodes", {}), raw["nodes"])
+        if not isinstance(raw.setdefault("hooks", []), list):
+            raise _Refused(("hooks",), "[hooks] is one table", "each hook is one: [[hooks]]")
+        for i, hook in enumerate(raw["hooks"]):
+            _known(("hooks", str(i)), hook, Hook.__struct_fields__)
         _known(("app",), raw.setdefault("app", {}), raw["app"])
         for name, node in raw["nodes"].items():
             _known(("nodes", name), node, NodeConfig.__struct_fields__)
         pair = _typed(("pair",), raw["pair"], _Pair)
         config = PairConfig(
             name=pair.name, app=pair.app, profile=pair.profile, app_args=raw["app"],
-            quarantine_dir=pair.quarantine_dir,
+            quarantine_dir=pair.quarantine_dir, receipts_dir=pair.receipts_dir,
+            hooks=[_typed(("hooks", str(i)), hook, Hook) for i, hook in enumerate(raw["hooks"])],
             bounds=_typed(("bounds",), raw["bounds"], Bounds),
             nodes={name: _typed(("nodes", name), node, NodeConfig) for name, node in raw["nodes"].items()})
         check(config)
@@ -380,6 +417,11 @@ ports = ["afpacket:lan@nf-b", "afpacket:wan@nf-b"]
 address = "10.99.0.2:7701"
 netns = "nf-b"
 cpu = 1
+# metrics = "127.0.0.1:9464"        # Prometheus; off without
+
+# [[hooks]]                         # commands that events start, one after the other
+# on = ["takeover", "solo"]
+# run = ["/usr/local/sbin/page", "edge"]
 
 [bounds]                            # the defaults; the unit is the end of each name
 {bounds}

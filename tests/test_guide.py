@@ -24,9 +24,9 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks() -> list[Block]:
+def blocks(text: str = GUIDE) -> list[Block]:
     out, section = [], ""
-    for m in re.finditer(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", GUIDE, re.M | re.S):
+    for m in re.finditer(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", text, re.M | re.S):
         if m[1]:
             section = m[1]
         else:
@@ -58,9 +58,9 @@ def follow(block: Block, folder: Path) -> None:
         return
     for part in block.text.split("$ ")[1:]:
         command, _, said = part.partition("\n")
-        done = subprocess.run(["sh", "-c", command], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=100)
+        done = subprocess.run(["sh", "-c", command], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
-        wanted, printed = said.rstrip("\n").split("\n"), done.stdout.rstrip("\n").split("\n")
+        wanted, printed = ([re.sub(" +", " ", line).strip() for line in text.rstrip("\n").split("\n")] for text in (said, done.stdout))
         assert len(wanted) == len(printed) and all(
             fnmatchcase(p, re.sub(r"([\[*?])", r"[\1]", w).replace("…", "*")) for w, p in zip(wanted, printed, strict=True)), \
             f"$ {command}\nthe guide: {said}\nit printed: {done.stdout}"

@@ -198,6 +198,10 @@ def test_a_receipt_adds_up(profile: str) -> None:
         assert receipt["replayed"] >= receipt["uncommitted"] >= 0
         # each frame of either node is a numbered one, once: what was emitted again had not left before
         assert rig.emitted("a") + rig.emitted("b") == sum(rig.traffic.sent)
+        assert [sum(row[name] for row in receipt["ports"]) for name in ("replayed", "reemitted", "lost")] \
+            == [receipt["replayed"], receipt["reemitted"], receipt["lost"]]
+        assert receipt["digests"]["active"] == receipt["digests"]["standby"]
+        assert min(row["committed"] for row in receipt["ports"]) > 0
         steps = dict(receipt["steps_us"])
         assert steps.pop("replay") >= 0             # after the first frame could leave
         assert abs(steps.pop("total") - sum(steps.values())) <= len(steps)

@@ -15,6 +15,7 @@ from nfckpt.checkpoint.engine import CAUSES, Engine
 from nfckpt.config import Bounds, example, loads
 from nfckpt.errors import ConfigError
 from nfckpt.native.hold import Hold
+from nfckpt.observe.board import ExporterSpec
 from nfckpt.observe.metrics import render
 from nfckpt.observe.views import nodes_table
 from tests.native_lab import MS, frame
@@ -191,9 +192,10 @@ def test_the_policy_in_the_config_and_in_the_metrics() -> None:
     engine = Engine(config.bounds)
     assert engine.hold.adaptive and engine.hold.target_ns == 250 * US and engine.hold.ns == 0
     assert '# hold_policy = "fixed"' in example() and "# hold_cpu_percent_max = 10" in example()
-    text = render("p", {"a": {"role": "active", "hold_us": 12.5, "hold_binds": "cpu", "hold_policy": "auto", "epochs_closed": {"time": 7}}})
-    assert 'nfckpt_hold_us{node="a",pair="p"} 12.5' in text and 'nfckpt_hold_binds{by="cpu",node="a",pair="p"} 1.0' in text
-    assert 'nfckpt_epochs_closed_total{counter="time",node="a",pair="p"} 7.0' in text
+    text = render(ExporterSpec("p", "a", "host", "", config.bounds), {
+        "at_ns": 0, "role": "active", "hold_us": 12.5, "hold_binds": "cpu", "hold_policy": "auto", "epochs_closed": {"time": 7}})
+    assert 'nfckpt_hold_seconds{node="a",pair="p"} 1.25e-05' in text and 'nfckpt_hold_bound{by="cpu",node="a",pair="p"} 1.0' in text
+    assert 'nfckpt_epochs_closed_total{cause="time",node="a",pair="p"} 7.0' in text
 
 
 def test_the_hold_in_the_status_table() -> None:

@@ -3,8 +3,9 @@
 Picture     nfckpt status ── {"verb": "status"}\n ──►  <folder>/<pair>.ctl  ──►  answer(verb)
                           ◄─ {"ok": true, "body": {…}}\n ──   or {"ok": false, "error": …, "hint": …}
 
-One question a connection, both a line of JSON of at most LINE_BYTES_MAX. The folder is $XDG_RUNTIME_DIR/nfckpt, or
-/tmp/nfckpt-UID where there is none: mode 0700 and ours, so only this user (and root) may ask.
+One question a connection, both a line of JSON of at most LINE_BYTES_MAX. The folder is nfckpt in $XDG_RUNTIME_DIR
+or /run/user/UID (a service has no such variable, and should be found from a shell that has), or /tmp/nfckpt-UID where there is neither:
+mode 0700 and ours, so only this user (and root) may ask.
 
 Promises    C1 one live pair a name: a second one is refused, whatever a killed one left behind.
             C2 `close` removes the socket.  C3 a client that is slow or silent holds up nobody but the other clients.
@@ -36,8 +37,8 @@ ANSWER_S_MAX = 10.0
 
 def folder() -> Path:
     """The private folder of control sockets, made when missing. Raises MachineError when somebody else owns it."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    path = Path(base, "nfckpt") if base and os.access(base, os.W_OK | os.X_OK) else Path(f"/tmp/nfckpt-{os.getuid()}")
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    path = Path(base, "nfckpt") if os.access(base, os.W_OK | os.X_OK) else Path(f"/tmp/nfckpt-{os.getuid()}")
     path.mkdir(mode=0o700, exist_ok=True)
     seen = path.lstat()
     if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o077:

@@ -25,7 +25,8 @@ from nfckpt.config import PairConfig
 from nfckpt.deploy.control import ControlServer
 from nfckpt.errors import ConfigError, MachineError, ProtectionError
 from nfckpt.failover.witness import WitnessView
-from nfckpt.observe.events import EventLog, Scribe
+from nfckpt.observe.journal import Journal, bare
+from nfckpt.observe.outlook import outlook
 
 __all__ = ["Pair", "answer", "has_ray", "make_pair", "run_foreground", "status_body"]
 
@@ -75,22 +76,25 @@ def make_pair(config: PairConfig, on_event: OnEvent, *, ray: bool | None = None,
     return pair
 
 
-def status_body(pair: Pair) -> dict[str, Any]:
-    """{"pair", "profile", "app", "active", "protected", "keeper_pid", "nodes": {node: its status}}"""
+def status_body(pair: Pair, journal: Journal) -> dict[str, Any]:
+    """{"pair", "profile", "app", "active", "protected", "trouble": null or {"why", "since_s", "to_do"}, "if_it_died_now": null or what
+    `outlook` says, "keeper_pid", "nodes": {node: its status}}"""
     nodes = pair.status()
-    active = pair.active
-    return {"pair": pair.config.name, "profile": pair.config.profile, "app": pair.config.app, "active": active,
+    active, c = pair.active, pair.config
+    body = {"pair": c.name, "profile": c.profile, "app": c.app, "active": active,
             "protected": bool(nodes.get(active, {}).get("protected")), "keeper_pid": os.getpid(), "nodes": nodes}
+    return {**body, "trouble": journal.trouble.diagnose(body),
+            "if_it_died_now": outlook(c.profile, c.bounds, nodes, list(journal.receipts.rows))}
 
 
-def answer(pair: Pair, events: EventLog, verb: str) -> dict[str, Any]:
+def answer(pair: Pair, journal: Journal, verb: str) -> dict[str, Any]:
     """Answer a question of the control socket: status, receipts, events, failover."""
     if verb == "status":
-        return status_body(pair)
+        return status_body(pair, journal)
     if verb == "receipts":
-        return {"pair": pair.config.name, "receipts": list(events.receipts)}
+        return {"pair": pair.config.name, "receipts": [bare(row) for row in journal.receipts.rows]}
     if verb == "events":
-        return {"pair": pair.config.name, "events": list(events.rows), "unwritten": events.unwritten}
+        return {"pair": pair.config.name, "events": list(journal.events.rows), "unwritten": journal.events.unwritten}
     if verb in ("witness", "force"):
         if verb == "force":
             pair.force_witness()
@@ -108,11 +112,11 @@ def answer(pair: Pair, events: EventLog, verb: str) -> dict[str, Any]:
     return {"pair": pair.config.name, "from": before, "to": pair.active}
 
 
-def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pair], events: EventLog,
-                   say: Callable[[dict[str, Any]], None], *, metrics_port: int = 0, stop: threading.Event | None = None) -> None:
+def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pair], journal: Callable[[], Journal],
+                   say: Callable[[dict[str, Any]], None], *, stop: threading.Event | None = None) -> None:
     """Keep a pair made by `make(config, on_event)` until `stop` is set or KeyboardInterrupt or SystemExit is raised here.
 
-    `say(row)` shows an event. Raises ConfigError, MachineError, and the OSError of a `say` whose reader went away.
+    `journal()` is asked for once the name is ours; `say(row)` shows an event. Raises ConfigError, MachineError, and the OSError of a `say` whose reader went away.
     """
     stop = stop or threading.Event()
     refused: list[str] = []
@@ -127,29 +131,27 @@ def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pai
             reasons[fields["node"]] = str(fields["reason"])
         elif name == "exited" and fields["code"] in CANNOT_START and not was_protected.is_set():
             refused.append(f"node {fields['node']}: {reasons.get(fields['node'], fields['why'])}")
-        scribe.note(name, at_ns, fields)
+        book.stream.note(name, at_ns, fields)
 
     def reply(verb: str) -> dict[str, Any]:
         if pair is None:
             raise ProtectionError("the pair is just starting", "ask again")
-        return answer(pair, events, verb)
+        return answer(pair, book, verb)
 
     with ControlServer(config.name, reply), contextlib.ExitStack() as undo:
-        scribe = Scribe(events, say)
-        undo.callback(scribe.close)
+        book = journal()
+        undo.callback(book.close)
+        shown = book.stream.feed("terminal", say)
         made = make(config, note)
         undo.callback(made.close)
         undo.enter_context(_undisturbed())
-        if metrics_port:
-            from nfckpt.observe import metrics
-            undo.callback(metrics.serve(config.name, made.status, metrics_port))
         made.start()
         pair = made
         while not stop.wait(0.2):
             if refused:
                 raise ConfigError(refused[0])
-            if scribe.error is not None:
-                raise scribe.error
+            if shown.error is not None:
+                raise shown.error
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ class Keeper:
         self._pass_fds, self._stderr, self._before = pass_fds, stderr, before
         self.process: subprocess.Popen[bytes] | Adopted | None = None
         self.starts = 0
+        self.witness_us = 0             # how long the witness took to answer, last
         self.last_exit: tuple[int, str] | None = None
         self.events: deque[tuple[str, int, dict[str, Any]]] = deque(maxlen=1000)
         self._reason = ""               # why this life ended, where it could say so itself
@@ -82,12 +83,14 @@ class Keeper:
         return p.pid if p is not None and p.poll() is None else 0
 
     def status(self, timeout_s: float = 1.0) -> dict[str, Any]:
-        """The process's own status, or {"node", "role": "down"} while there is none."""
+        """The process's own status, with what only its keeper knows; {"node", "role": "down"} while there is none, "silent" while it
+        does not answer."""
+        own = {"starts": self.starts, "witness_us": self.witness_us}
         try:
-            return self.command("status", timeout_s)
+            return {**self.command("status", timeout_s), **own}
         except ProtectionError:
-            return {"node": self.spec.node, "role": "down", "term": 0, "protected": False, "epoch": 0, "pid": self.pid,
-                    "last_exit": list(self.last_exit or ())}
+            return {"node": self.spec.node, "role": "silent" if self.pid else "down", "term": 0, "protected": False, "epoch": 0, "pid": self.pid,
+                    "last_exit": list(self.last_exit or ()), **own}
 
     def command(self, verb: str, timeout_s: float = 1.0) -> dict[str, Any]:
         """Send a command and wait for its reply. Raises ProtectionError when no process answers in time."""
@@ -158,10 +161,16 @@ class Keeper:
         """On a thread of its own: one question after the other, each answer to the life that asked."""
         while (row := self._questions.get()) is not None:
             question, sock = row
+            asked_ns = time.monotonic_ns()
             try:
                 answer = self._ask(question)
             except Exception as e:          # whatever carries the question: the node asks again, the loss is reported
                 self._event("witness_silent", {"error": f"{type(e).__name__}: {e}", "verb": question.verb})
+                continue
+            self.witness_us = (time.monotonic_ns() - asked_ns) // 1000
+            if answer.holder and answer.holder not in self.spec.config.nodes:       # nothing it grants is ours
+                self._event("witness_foreign", {"error": f"its term {answer.term} is held by {answer.holder!r}, which is no node of this "
+                                                         "pair", "verb": question.verb})
                 continue
             if sock is not None:
                 with contextlib.suppress(OSError):              # that life is over

@@ -95,7 +95,7 @@ class NodeActor:
             self._keeper.start()
 
     def status(self) -> dict[str, Any]:
-        return {**self._keeper.status(), "keeper_pid": os.getpid(), "starts": self._keeper.starts}
+        return {**self._keeper.status(), "keeper_pid": os.getpid()}
 
     def command(self, verb: str) -> dict[str, Any]:
         return self._keeper.command(verb)

@@ -117,15 +117,6 @@ class Takeover:
                 effects.append(Promote(self.term))
         return effects
 
-    def steps_us(self) -> dict[str, int]:
-        """detection (from the kernel's word or the last sign of life), then each step that was taken, in order; total: until the first
-        frame of the new term could leave."""
-        steps, before = {"detection": (self.started_ns - self.lost_ns) // 1000}, self.started_ns
-        for name, at in self.marks.items():
-            steps["grant" if name == "claim" else name] = (at - before) // 1000
-            before = at
-        return {**steps, "total": (before - self.lost_ns) // 1000}
-
     def _ask(self, now: int, verb: str) -> list[Effect]:
         """Again every `claim_ms_max`, until it is answered."""
         if (verb == "took" and not self.unheard) or (self._asked_ns and now - self._asked_ns <= self.bounds.claim_ms_max * MS):

@@ -94,6 +94,7 @@ class Follower(Shell):
         self._push(now)
         if slow:
             self._slow_ns = now + MS
+            self._show(now)
             if core.promotable and not self.parts.declared:
                 self.parts.declare_ahead()
             for heard in self._heard():

@@ -27,7 +27,6 @@ from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
 from nfckpt.native.function import NativeFunction
-from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
 from nfckpt.node.announcer import Announcer
 from nfckpt.node.app import App, AppContext, declare, load_app
@@ -35,7 +34,8 @@ from nfckpt.node.parts import Parts
 from nfckpt.node.shell import MS, Shell, Stopped
 from nfckpt.node.suspects import Suspects
 from nfckpt.observe.quarantine import Quarantine
-from nfckpt.observe.receipt import Receipt
+from nfckpt.observe.receipt import Digests, Draft
+from nfckpt.observe.receipt import blank as blank_receipt
 from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import keeper, kinds
@@ -62,7 +62,7 @@ class Leader(Shell):
             self.listener = Listener(self.config, self.spec, self.life_fd)
             self._report("active", {"term": term, "blank": blank})
             if blank and term > 1:
-                self._report("receipt", msgspec.to_builtins(Receipt.of_loss(term, self.node)))
+                self._report("receipt", msgspec.to_builtins(blank_receipt(term, self.node)))
             fault.hit("leading")
             self._warm()
         else:
@@ -99,6 +99,8 @@ class Leader(Shell):
         """From the last record to the first frame of our term. What can wait until the replay runs waits: `_later`."""
         b, tap, marks = self.bounds, standby.tap, takeover.marks
         self._drain(standby)
+        window = standby.path.window()          # of the applied state: the app has not run yet
+        digests = Digests(offset=window[0], active=f"{window[1]:016x}", standby=f"{window[2]:016x}") if window else None
         marks["apply"] = time.monotonic_ns()
         fault.hit("drained")
         retired, self.transport, self._poll = self.transport, None, None
@@ -110,16 +112,16 @@ class Leader(Shell):
         if takeover.unheard:
             core.unheard, core.took_ns = True, takeover.started_ns
         gate.start_at(standby.path.next_seq)
-        reemitted = 0
+        reemitted = [0] * len(self.ports)
         for _, port, frame in tap.unseen_outputs():
             if not agent.emit(port, frame):         # more than one gate holds: the rest follows what the ports take
                 gate.release()
                 agent.emit(port, frame)
-            reemitted += 1
+            reemitted[port] += 1
         agent.tap = tap
         self._announce(app)
         gate.release()
-        if reemitted:
+        if any(reemitted):
             fault.hit("reemitted")
         live_ns = marks["announce"] = time.monotonic_ns()
         fault.hit("leading")
@@ -127,15 +129,12 @@ class Leader(Shell):
             self.suspects = Suspects(agent, tap, b, takeover.started_ns)       # it was gone then: what came later it never read
             self.suspects.enter()
         self.takeover = None
-        before = tap.counters()
-        waiting, exact, epoch = tap.waiting_inputs, bool(tap.is_exact(live_ns)), standby.path.epoch
-        self.receipt_due_ns = live_ns + 2 * b.tap_skew_ms_max * MS
+        draft = Draft(takeover, standby, tap, node=self.node, uncommitted=self.uncommitted, reemitted=reemitted, digests=digests,
+                      live_ns=live_ns, due_ns=live_ns + 2 * b.tap_skew_ms_max * MS)
 
         def later() -> None:
-            self.receipt = {"term": term, "node": self.node, "reason": takeover.reason, "proof": takeover.proof, "exact": exact,
-                            "committed_epoch": epoch, "uncommitted": self.uncommitted, "replayed": waiting, "reemitted": reemitted,
-                            "steps_us": takeover.steps_us(), "before": before}
-            self._report("takeover", {"term": term, "reason": takeover.reason, "lost_ns": takeover.lost_ns, "outage_us": self.receipt["steps_us"]["total"]})
+            self.receipt = draft
+            self._report("takeover", {"term": term, "reason": takeover.reason, "lost_ns": takeover.lost_ns, "outage_us": draft.outage_us})
             self._report("active", {"term": term, "blank": False})
             standby.path.watch(None)
             standby.path.attach(None)
@@ -304,6 +303,7 @@ class Leader(Shell):
         if now >= self._alive_ns:           # the kernel's default for this timer ends the process, whatever code it is in
             self._alive_ns = now + 500 * MS
             signal.setitimer(signal.ITIMER_VIRTUAL, self.bounds.loop_ms_max / 1000)
+        self._show(now)
         for message in self._heard():
             if isinstance(message, keeper.WitnessSaid):
                 self._perform(core.on_witness(now, message.answer))
@@ -350,19 +350,9 @@ class Leader(Shell):
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
-            if self.receipt is not None and tap.read_ns >= self.receipt_due_ns and self.suspects is None:     # a late frame of the old active is in no port's ring
-                self._finish_receipt(tap)
+            if self.receipt is not None and tap.read_ns >= self.receipt.due_ns and self.suspects is None:     # a late frame of the old active is in no port's ring
+                self._report("receipt", msgspec.to_builtins(self.receipt.finish(tap, self.quarantined, self._replayed_ns)))
+                self.receipt = None
+                fault.hit("receipt")
             if self.receipt is None and not tap.waiting_inputs:
                 self.agent.tap = None
-
-    # ── receipt ──────────────────────────────────────────────────────────────────────────────────
-
-    def _finish_receipt(self, tap: Tap) -> None:
-        assert self.receipt is not None
-        now, before = tap.counters(), self.receipt.pop("before")
-        self.receipt["steps_us"]["replay"] = max(0, self._replayed_ns - self._live_ns) // 1000
-        receipt = Receipt(**self.receipt, quarantined=self.quarantined, suppressed=now["credited"] - before["credited"],
-                          doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
-        self.receipt = None
-        self._report("receipt", msgspec.to_builtins(receipt))
-        fault.hit("receipt")

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from nfckpt.node.follow import Follower
 from nfckpt.node.lead import Leader
 from nfckpt.node.plan import join
 from nfckpt.node.shell import Stopped
+from nfckpt.observe.board import Board, ExporterSpec
 from nfckpt.ports import open_port, parse_port
 from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
@@ -36,6 +38,8 @@ __all__ = ["Node", "main"]
 
 class Node(Follower, Leader):
     """One packet process, one life."""
+
+    start_us = 0            # load the app, declare its state: what a takeover has to do again
 
     def run(self) -> int:
         """Until something ends this process. Returns the exit code."""
@@ -65,12 +69,16 @@ class Node(Follower, Leader):
             self._close()
 
     def _open(self) -> None:
+        if self.me.metrics:         # before the CPU is taken: it inherits all of them
+            self.board = Board(ExporterSpec(self.config.name, self.node, self.config.profile, self.me.metrics, self.bounds))
         if self.me.cpu >= 0:        # first of all: the kernel makes the rings without pause, and not on the active's CPU
             os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
         join(self.node, os.environ)
+        began_ns = time.monotonic_ns()
         self.app = load_app(self.config)
         scratch = Arena(self.bounds.arena_bytes)
         declare(self.config, self.app, scratch, self.secrets.table)
+        self.start_us = (time.monotonic_ns() - began_ns) // 1000
         self.layout = scratch.layout_digest()
         forms = [parse_port(form) for form in self.me.ports]
         for form in forms:
@@ -119,38 +127,44 @@ class Node(Follower, Leader):
 
     def status(self) -> dict[str, Any]:
         """One flat dict of JSON values; times in ms, sizes in frames or bytes as named."""
-        out: dict[str, Any] = {"node": self.node, "pid": os.getpid(), "profile": self.config.profile,
-                               "app": self.config.app}
-        core = self.core
+        out: dict[str, Any] = {}
+        for part in self.facts():
+            out |= part
+        return out | ({"state": self.state.describe()} if isinstance(self.core, Active) else {})
+
+    def facts(self) -> Iterator[dict[str, Any]]:
+        """`status` without a look at the app's structures, in pieces of some 20 µs: one a turn for the board."""
+        yield {"node": self.node, "pid": os.getpid(), "profile": self.config.profile, "app": self.config.app, "start_us": self.start_us}
+        core, tap = self.core, self._tap()
         if isinstance(core, Active):
             gate, path, engine = core.agent.gate, core.path, core.engine
-            out |= {"role": core.state.value, "term": core.term, "protected": core.protected, "epoch": core.engine.committed,
-                    "commits": path.commits, "commit_us_mean": round(path.hold_ns_sum / path.commits / 1000, 1) if path.commits else 0,
-                    "aborts": core.engine.aborts, "outputs_held": gate.held_frames, "gate_refused": gate.refused_full,
-                    "inputs_uncommitted": path.peer_inputs, "tap_gap": core.peer_gap, "agent": core.agent.counters(),
-                    "quarantined": self.quarantined,
-                    "syncing": core.syncing, "sync_page": path.sync.next, "sync_pages_sent": path.sync.sent, "staging_full": path.staging_full,
-                    "hold_us": round(engine.hold.ns / 1000, 1), "hold_policy": self.bounds.hold_policy,
-                    "hold_binds": engine.hold.binds, "hold_cpu_percent": engine.hold.cpu_percent, "epochs_closed": engine.closed,
-                    "arena_used_bytes": core.agent.arena.used, "state": self.state.describe()}
+            yield {"role": core.state.value, "term": core.term, "protected": core.protected, "epoch": engine.committed,
+                   "commits": path.commits, "commit_us_mean": round(path.hold_ns_sum / path.commits / 1000, 1) if path.commits else 0,
+                   "commit_wait_ns": path.hold_ns_sum, "aborts": engine.aborts, "outputs_held": gate.held_frames,
+                   "gate_refused": gate.refused_full, "inputs_uncommitted": path.peer_inputs, "tap_gap": core.peer_gap}
+            yield {"quarantined": self.quarantined, "syncing": core.syncing, "sync_page": path.sync.next, "sync_pages_sent": path.sync.sent,
+                   "staging_full": path.staging_full, "hold_us": round(engine.hold.ns / 1000, 1), "hold_policy": self.bounds.hold_policy,
+                   "hold_binds": engine.hold.binds, "hold_cpu_percent": engine.hold.cpu_percent, "epochs_closed": engine.closed,
+                   "arena_used_bytes": core.agent.arena.used}
+            yield {"agent": core.agent.counters()}
         elif isinstance(core, Standby):
             now = time.monotonic_ns()
-            out |= {"role": core.state.value, "term": core.term, "protected": core.promotable, "epoch": core.path.epoch,
-                    "inputs_waiting": core.tap.waiting_inputs, "outputs_unseen": core.tap.waiting_outputs,
-                    "tap_gap": not core.tap.is_exact(now), "divergent": core.path.divergent_epoch}
+            yield {"role": core.state.value, "term": core.term, "protected": core.promotable, "epoch": core.path.epoch,
+                   "inputs_waiting": core.tap.waiting_inputs, "outputs_unseen": core.tap.waiting_outputs,
+                   "tap_gap": not core.tap.is_exact(now), "divergent": core.path.divergent_epoch}
         else:
-            out |= {"role": "starting", "term": 0, "protected": False, "epoch": 0}
-        out["ports_down"] = self.ports_down
-        out["unwitnessed"] = self.vigil is not None and self.vigil.unwitnessed
+            yield {"role": "starting", "term": 0, "protected": False, "epoch": 0}
+        yield {"ports_down": self.ports_down, "unwitnessed": self.vigil is not None and self.vigil.unwitnessed}
         if core is not None and self.transport is not None:
-            out |= self.detector.describe()
-        if (tap := self._tap()) is not None:
-            out["tap"] = tap.counters()
-        out["ports"] = {f"{i}:{p.name}": p.counters() for i, p in enumerate(self.ports)}
-        if self.transport is not None:
-            out["channel"] = {"bytes_sent": self.transport.bytes_sent, "bytes_received": self.transport.bytes_received,
-                              "backlog": self.transport.backlog}
-        return out
+            yield self.detector.describe()
+        if tap is not None:
+            yield {"tap": tap.counters()}
+        ports: dict[str, Any] = {}
+        for i, port in enumerate(self.ports):
+            ports[f"{i}:{port.name}"] = port.counters()
+            yield {"ports": ports}
+        if (t := self.transport) is not None:
+            yield {"channel": {"bytes_sent": t.bytes_sent, "bytes_received": t.bytes_received, "backlog": t.backlog}}
 
     def _tap(self) -> Tap | None:
         return self.core.tap if isinstance(self.core, Standby) else self.core.agent.tap if self.core else None

@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from nfckpt.clock import PairClock
@@ -28,6 +29,8 @@ from nfckpt.native.life import LifeLock, LifeWatch
 from nfckpt.native.patience import Patience
 from nfckpt.node.app import App
 from nfckpt.node.parts import Parts
+from nfckpt.observe.board import Board
+from nfckpt.observe.receipt import Draft
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
     Ask,
@@ -103,8 +106,7 @@ class Shell:
         self.promoted = 0
         self.lease: EgressLease | None = None
         self.permanent_mark = 0
-        self.receipt: dict[str, Any] | None = None
-        self.receipt_due_ns = 0
+        self.receipt: Draft | None = None
         self.ended_in_order = False
         self.ports_down: list[str] = []             # names of those without carrier
         self.down_ns = 0                            # since when, while there are any
@@ -116,6 +118,7 @@ class Shell:
         self.ports: list[Any] = []
         self.layout = b""
         self.life_fd = -1
+        self.board: Board | None = None
 
     def _parts(self, app: App | None = None) -> Parts:
         return Parts(self.config, self.node, self.peer, self.secrets, self.ports, self.layout, self.arena, self.clock, app)
@@ -198,6 +201,16 @@ class Shell:
                 self.down_ns = now
             self.ports_down = down
         return bool(self.ports_down)
+
+    # ── what is shown ────────────────────────────────────────────────────────────────────────────
+
+    def facts(self) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+    def _show(self, now: int) -> None:
+        """Once a ms: a part of our numbers for whoever reads the board."""
+        if self.board is not None and (code := self.board.turn(now, self.facts)) is not None:
+            self._report("metrics_lost", {"address": self.me.metrics, "code": code})
 
     # ── channel ──────────────────────────────────────────────────────────────────────────────────
 

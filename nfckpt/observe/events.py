@@ -1,31 +1,28 @@
-"""Events of a pair: the last ones in memory, all of them as JSON lines in a file where one is wanted.
+"""Events on disk and in memory: JSON lines in a file that grows to a bound, and the last ones for whoever asks.
 
-    {"at_s": 4711.0123, "event": "takeover", "node": "b", "term": 2, "reason": "…", "outage_us": 2950}
+    {"n": 7, "time": "2026-03-01T09:30:00.123Z", "at_s": 4711.0123, "event": "takeover", "node": "b", "term": 2, "outage_us": 2950}
 
-at_s is CLOCK_MONOTONIC of the node that reports. Promises: memory holds `EVENTS_MAX` rows; a file grows to FILE_BYTES_MAX, then becomes
-FILE.1 (the one before that goes); a line is in the file whole or not at all; a file that cannot be written is said once
-(`on_error`), counted in `unwritten`, and the pair goes on. A `Scribe` stands between the keepers, whom nothing may hold up,
-and a disk or terminal that may be slow.
+Rows are those of `stream.py`. Promises: memory holds `EVENTS_MAX` rows; a file grows to its bound, then becomes FILE.1 (the one before
+that goes); a line is in the file whole or not at all; a file that cannot be written is said once (`on_error`), counted in
+`unwritten`, and the pair goes on.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import queue
 import stat
 import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from nfckpt.errors import MachineError
+from nfckpt.observe.stream import Row
 
-__all__ = ["EventLog", "Scribe"]
+__all__ = ["EventLog", "read_rows", "receipt_log", "receipts_path"]
 
 EVENTS_MAX = 1000
-SCRIBE_EVENTS_MAX = 10_000
 FILE_BYTES_MAX = 16 << 20
 
 
@@ -34,8 +31,7 @@ class EventLog:
 
     def __init__(self, path: str | Path | None = None, on_error: Callable[[str], None] | None = None,
                  file_bytes_max: int = FILE_BYTES_MAX) -> None:
-        self.rows: deque[dict[str, Any]] = deque(maxlen=EVENTS_MAX)
-        self.receipts: deque[dict[str, Any]] = deque(maxlen=EVENTS_MAX)
+        self.rows: deque[Row] = deque(maxlen=EVENTS_MAX)
         self.unwritten = 0
         self._path, self._on_error, self._bytes_max = Path(path) if path is not None else None, on_error, file_bytes_max
         self._lock = threading.Lock()
@@ -44,18 +40,14 @@ class EventLog:
             try:
                 self._open(self._path)
             except OSError as e:
-                raise MachineError(f"cannot write {path}: {e.strerror}", "choose another file for --log") from None
+                raise MachineError(f"cannot write {path}: {e.strerror}", "choose another file") from None
 
-    def add(self, name: str, at_ns: int, fields: dict[str, Any]) -> dict[str, Any]:
-        """Note one event; returns its row."""
-        row = {"at_s": round(at_ns / 1e9, 6), "event": name, **fields}
+    def add(self, row: Row) -> None:
+        """Note one row."""
         with self._lock:
             self.rows.append(row)
-            if name == "receipt":
-                self.receipts.append(fields)
             if self._path is not None:
                 self._write(self._path, json.dumps(row, default=str).encode() + b"\n")
-        return row
 
     def close(self) -> None:
         """Close the file. Idempotent; what is added later stays in memory."""
@@ -92,41 +84,38 @@ class EventLog:
                 self._on_error(f"events are not written any more: {path}: {e.strerror} (free space; the pair goes on)")
 
 
-class Scribe:
-    """Notes events in `log` and shows them by `say(row)`, in one order, on a thread of its own.
+def receipts_path(pair: str, folder: str = "") -> Path:
+    """Where the receipts of `pair` are kept. `folder`: the configuration's `receipts_dir`."""
+    if not folder:
+        base = os.environ.get("STATE_DIRECTORY") or os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+        folder = str(Path(base, "nfckpt"))
+    return Path(folder, f"{pair}.receipts.jsonl")
 
-    `note` never waits: with SCRIBE_EVENTS_MAX of them unshown, further ones are left out and counted in `left_out`.
-    `error`: what `say` raised (a closed pipe); nothing is shown after it.
-    """
 
-    def __init__(self, log: EventLog, say: Callable[[dict[str, Any]], None]) -> None:
-        self.log, self.left_out = log, 0
-        self.error: OSError | None = None
-        self._say = say
-        self._queue: queue.Queue[tuple[str, int, dict[str, Any]] | None] = queue.Queue(SCRIBE_EVENTS_MAX)
-        self._thread = threading.Thread(target=self._run, name="scribe", daemon=True)
-        self._thread.start()
+def receipt_log(path: Path, file_bytes_max: int, on_error: Callable[[str], None] | None = None) -> EventLog:
+    """The receipts of this pair, those of earlier runs first. Raises MachineError when the folder cannot be made or written."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as e:
+        raise MachineError(f"no folder for receipts {path.parent}: {e.strerror}", "set [pair] receipts_dir") from None
+    log = EventLog(path, on_error, file_bytes_max)
+    log.rows.extend(read_rows(path))
+    return log
 
-    def note(self, name: str, at_ns: int, fields: dict[str, Any]) -> None:
-        """Call from any thread."""
+
+def read_rows(path: Path) -> list[Row]:
+    """What FILE.1 and FILE hold, oldest first. A line that is none (a full disk, a hand) is passed over."""
+    rows: list[Row] = []
+    for file in (path.with_name(path.name + ".1"), path):
         try:
-            self._queue.put_nowait((name, at_ns, fields))
-        except queue.Full:
-            self.left_out += 1
-
-    def close(self, timeout_s: float = 2.0) -> None:
-        """Show what waits, at most `timeout_s` long."""
-        try:
-            self._queue.put(None, timeout=timeout_s)
-        except queue.Full:
-            return
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while (event := self._queue.get()) is not None:
-            row = self.log.add(*event)
-            if self.error is None:
-                try:
-                    self._say(row)
-                except OSError as e:
-                    self.error = e
+            lines = file.read_bytes().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows

@@ -1,91 +1,119 @@
-"""Metrics: a pair's status in Prometheus' text form.
+"""Metrics of a node, after Prometheus' conventions: base units, `_total` for what only grows, labels for what is one of several.
 
-    nfckpt_protected{pair="edge-nat"} 1
-    nfckpt_epoch{node="a",pair="edge-nat"} 482113
-    nfckpt_port_total{counter="rx_ring_drops",node="a",pair="edge-nat",port="0:lan"} 0
+    nfckpt_protected{node="a",pair="edge-nat"} 1.0
+    nfckpt_commit_wait_seconds_total{node="a",pair="edge-nat"} 12.104
+    nfckpt_port_rx_frames_total{node="a",pair="edge-nat",port="0:lan"} 812044.0
+    nfckpt_expected_outage_seconds{death="crash",node="b",pair="edge-nat"} 0.0081
 
-Every number of a node's status becomes a gauge of its name; those of ports, agent, tap and channel become counters with a
-`counter` label. Names and types: Prometheus exposition format 0.0.4.
+Each node answers for itself. Counters begin at 0 with each packet process, as Prometheus expects of a restart. The table below is the
+whole of it: a key of a node's status, how it is called, in which unit, and what it means; `ports`, `agent` and `tap` are taken as they are.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from nfckpt.errors import MachineError
+from nfckpt.observe.board import ExporterSpec
+from nfckpt.observe.outlook import estimate
 
-__all__ = ["render", "serve"]
+__all__ = ["registry", "render"]
 
-Status = dict[str, dict[str, Any]]
-GROUPS = ("agent", "tap", "channel", "epochs_closed")
-LABELS = {"node", "pid"}
+ROLES = ("starting", "joining", "syncing", "whole", "standby", "solo", "protecting", "active", "handed", "holding", "fenced")
+
+
+class _Row(NamedTuple):
+    key: str
+    name: str
+    about: str
+    per_unit: float = 1.0
+    """So many of the status' unit make one of ours."""
+    counter: bool = False
+
+
+TABLE = [
+    _Row("protected", "protected", "1 while a recorded standby holds all that left"),
+    _Row("term", "term", "The pair's term as this node knows it"),
+    _Row("epoch", "committed_epoch", "Number of the last committed epoch"),
+    _Row("start_us", "start_seconds", "Loading the app and declaring its state took so long", 1e6),
+    _Row("outputs_held", "outputs_held", "Active: output frames that wait for their commit"),
+    _Row("inputs_uncommitted", "inputs_uncommitted", "Active: inputs in the standby's tap that no epoch has named, by its last word"),
+    _Row("inputs_waiting", "replay_frames", "Standby: input frames it would replay if the active died now"),
+    _Row("outputs_unseen", "outputs_unseen", "Standby: committed outputs it has not seen leave, and would emit again"),
+    _Row("tap_gap", "tap_gap", "1 while the standby's tap may lack a frame, so a takeover might be inexact"),
+    _Row("syncing", "syncing", "1 while a standby receives its first copy"),
+    _Row("arena_used_bytes", "arena_used_bytes", "State of the app"),
+    _Row("hold_us", "hold_seconds", "How long epochs stay open now", 1e6),
+    _Row("hold_cpu_percent", "hold_cpu_ratio", "Policy auto: share of the packet thread's time that captures take", 100),
+    _Row("commits", "commits", "Epochs committed", counter=True),
+    _Row("commit_wait_ns", "commit_wait_seconds", "Time from capture to commit, summed over epochs", 1e9, True),
+    _Row("aborts", "quiesce_aborts", "Cuts given up because the app kept its frames", counter=True),
+    _Row("gate_refused", "gate_refused", "Outputs that a full gate refused", counter=True),
+    _Row("staging_full", "staging_full", "Due epochs that found the channel full", counter=True),
+    _Row("sync_pages_sent", "sync_pages", "4 KiB pages sent to standbys that sync", counter=True),
+    _Row("quarantined", "quarantined_frames", "Frames of a replay that the app did not survive", counter=True),
+]
 
 
 class _Collector:
-    def __init__(self, pair: str, status: Callable[[], Status]) -> None:
-        self.pair, self.status = pair, status
+    def __init__(self, spec: ExporterSpec, status: Callable[[], dict[str, Any] | None]) -> None:
+        self.spec, self.status = spec, status
+        self.own = [spec.pair, spec.node]
 
     def collect(self) -> Iterator[Metric]:
-        status = self.status()
-        gauges: dict[str, GaugeMetricFamily] = {}
-        counters: dict[str, CounterMetricFamily] = {}
+        body = self.status()
+        yield self.gauge("up", "1 once the node's packet process has shown its numbers", [([], float(body is not None))])
+        if body is None:
+            return
+        yield self.gauge("node_info", "What this node runs", [([self.spec.profile, str(body.get("app", ""))], 1.0)], "profile", "app")
+        yield self.gauge("role", "1 for the role the node has", [([role], float(role == body.get("role"))) for role in ROLES], "role")
+        yield self.gauge("status_age_seconds", "Since the packet loop last showed its numbers: above 1 it is stuck or stopped",
+                         [([], max(0.0, (time.monotonic_ns() - body["at_ns"]) / 1e9))])
+        for row in TABLE:
+            if isinstance(value := body.get(row.key), (int, float)):
+                yield (self.counter if row.counter else self.gauge)(row.name, row.about, [([], value / row.per_unit)])
+        if causes := body.get("epochs_closed"):
+            yield self.counter("epochs_closed", "Epochs cut, by what made them due", [([cause], n) for cause, n in causes.items()], "cause")
+        if "hold_binds" in body:
+            yield self.gauge("hold_bound", "1 for what binds the hold now", [([str(body["hold_binds"])], 1.0)], "by")
+        if channel := body.get("channel"):
+            yield self.counter("channel_sent_bytes", "Sent to the peer", [([], channel["bytes_sent"])])
+            yield self.counter("channel_received_bytes", "Received from the peer", [([], channel["bytes_received"])])
+        for group in ("agent", "tap"):
+            for which, value in body.get(group, {}).items():
+                yield self.counter(f"{group}_{which}", f"{which} of native/{group}.pxd", [([], value)])
+        ports = body.get("ports", {})
+        for which in next(iter(ports.values()), {}):
+            yield self.counter(f"port_{which}", f"{which} of native/port.pxd", [([port], n[which]) for port, n in ports.items()], "port")
+        if body.get("role") == "standby":
+            outage = estimate(self.spec.profile, self.spec.bounds, body, [])["outage_ms"]
+            yield self.gauge("expected_outage_seconds", "If the active died now: its process, or hanging",
+                             [([death], steps["total"] / 1000) for death, steps in outage.items()], "death")
 
-        def gauge(name: str, value: float, **labels: str) -> None:
-            metric = gauges.setdefault(name, GaugeMetricFamily(f"nfckpt_{name}", f"{name} of a node's status", labels=["pair", *labels]))
-            metric.add_metric([self.pair, *labels.values()], value)
+    def gauge(self, name: str, about: str, rows: list[tuple[list[str], float]], *labels: str) -> Metric:
+        metric = GaugeMetricFamily(f"nfckpt_{name}", about, labels=["pair", "node", *labels])
+        for values, value in rows:
+            metric.add_metric([*self.own, *values], value)
+        return metric
 
-        def counter(name: str, which: str, value: float, **labels: str) -> None:
-            metric = counters.setdefault(name, CounterMetricFamily(
-                f"nfckpt_{name}", f"{name} counters of a node's status", labels=["pair", *labels, "counter"]))
-            metric.add_metric([self.pair, *labels.values(), which], value)
-
-        actives = [s for s in status.values() if s.get("role") == "active"]
-        pair_protected = GaugeMetricFamily("nfckpt_protected", "a recorded standby holds all that left", labels=["pair"])
-        pair_protected.add_metric([self.pair], float(any(s.get("protected") for s in actives)))
-        yield pair_protected
-        for node, body in status.items():
-            gauge("up", float(body.get("role") != "down"), node=node)
-            gauge("role", 1, node=node, role=str(body.get("role", "down")))
-            if "hold_binds" in body:
-                gauge("hold_binds", 1, node=node, by=str(body["hold_binds"]))
-            for key, value in body.items():
-                if isinstance(value, (int, float)) and key not in LABELS and key != "protected":
-                    gauge(key, float(value), node=node)
-            for group in GROUPS:
-                for which, value in body.get(group, {}).items():
-                    counter(group, which, value, node=node)
-            for port, values in body.get("ports", {}).items():
-                for which, value in values.items():
-                    counter("port", which, value, node=node, port=port)
-        yield from gauges.values()
-        yield from counters.values()
-
-
-def _registry(pair: str, status: Callable[[], Status]) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(_Collector(pair, status))   
-    return registry
-
-
-def render(pair: str, status: Status) -> str:
-    """The text of one status."""
-    return generate_latest(_registry(pair, lambda: status)).decode()
+    def counter(self, name: str, about: str, rows: list[tuple[list[str], float]], *labels: str) -> Metric:
+        metric = CounterMetricFamily(f"nfckpt_{name}", about, labels=["pair", "node", *labels])
+        for values, value in rows:
+            metric.add_metric([*self.own, *values], value)
+        return metric
 
 
-def serve(pair: str, status: Callable[[], Status], port: int, address: str = "127.0.0.1") -> Callable[[], None]:
-    """Answer GET /metrics until the returned function is called. Raises MachineError when the port is taken."""
-    try:
-        server, thread = start_http_server(port, address, _registry(pair, status))
-    except OSError as e:
-        raise MachineError(f"no metrics on {address}:{port}: {e.strerror}", "choose another --metrics port") from None
+def registry(spec: ExporterSpec, status: Callable[[], dict[str, Any] | None]) -> CollectorRegistry:
+    """`status()`: the node's numbers, None before there are any."""
+    out = CollectorRegistry()
+    out.register(_Collector(spec, status))
+    return out
 
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
-    return stop
+def render(spec: ExporterSpec, body: dict[str, Any] | None) -> str:
+    """The text of one status, as /metrics gives it."""
+    return generate_latest(registry(spec, lambda: body)).decode()

@@ -35,6 +35,7 @@ cdef class StandbyPath:
     cdef readonly bint last_page
     cdef readonly uint64_t epochs
     cdef readonly uint64_t divergent_epoch  # 0: none
+    cdef uint64_t window_off, window_hash   # what the last committed epoch checks, and how it reads at the active
     cdef readonly bint missing              # the record offered last waits for an input that the tap does not hold
     cdef int fault
     cdef DeltaDecoder _decoder

@@ -16,8 +16,9 @@ from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, PORT_DOWN, 
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.delta_decoder cimport DELTA_MISMATCH, DeltaDecoder, NO_INPUT, delta_fault, is_delta
+from nfckpt.native.digest cimport nf_hash
 from nfckpt.native.epoch cimport (
-    Record, SYNC_LAST, record_agrees, record_apply, record_ask, record_fault, record_parse, record_register,
+    Record, SYNC_LAST, WINDOW, record_agrees, record_apply, record_ask, record_fault, record_parse, record_register,
 )
 from nfckpt.native.fault cimport (
     ACKED, APPLIED, PAGES_APPLIED, RECORD_READ, REGISTERED, board, digest_due, fault, note_digest,
@@ -163,6 +164,7 @@ cdef class StandbyPath:
         self.released_through = r.h.released_through
         self.now_ns = r.h.now_ns
         self.commit_ns = now
+        self.window_off, self.window_hash = r.h.window_off, r.h.window_hash
         if self.has_channel:
             self.ack_head[r.h.epoch % ACKS] = UINT64_MAX        # unsent
             if not self.silent:
@@ -192,6 +194,13 @@ cdef class StandbyPath:
         ack.flags = TAP_GAP if self.has_tap and now < self.tap.gap_until else 0
         if self.port_down:
             ack.flags |= PORT_DOWN
+
+    def window(self):
+        """(offset, the active's hash, ours now) of the 256 bytes that the last committed epoch checks: equal while the arena is that
+        epoch's (I8). Keyed: it tells a stranger nothing. None before the first epoch."""
+        if not self.commit_ns:
+            return None
+        return self.window_off, self.window_hash, nf_hash(self.secret, self.epoch, self.arena.base + self.window_off, WINDOW)
 
     def released_at_most(self):
         """No output with this number or a higher one can have left: the active, dead now, had not read the ack that lets it

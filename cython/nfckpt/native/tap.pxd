@@ -23,7 +23,7 @@ cdef class Tap:
     cdef PortSet _ports
     cdef uint64_t secret[4]
     cdef readonly uint64_t skew_ns
-    cdef TapCounters c
+    cdef TapCounters c[MAX_PORTS]           # of each port
     cdef uint64_t named_ts[MAX_PORTS]       # youngest arrival that an epoch named, per port
     cdef uint64_t floor[MAX_PORTS]          # what is read from now on arrived no earlier, per port
     cdef uint64_t cursor[MAX_PORTS]         # entry number where the head of each port's queue may be

@@ -82,12 +82,14 @@ cdef class Tap:
         """The standby is whole: a name registered from now on and never seen counts as tap_missed. (One of before may be of
         a frame that came before the tap opened.) What came before `since` is over: the active answered for it, or emitted it."""
         cdef uint64_t number
+        cdef int p
         cdef Entry* e
         for number in range(self.inputs.head, self.inputs.tail):
             e = &self.inputs.entries[<uint32_t>number & self.inputs.mask]
             if e.live and e.ts < since:
                 self.inputs.remove(<uint32_t>number & self.inputs.mask)
-        self.c.active_missed = 0
+        for p in range(MAX_PORTS):
+            self.c[p].active_missed = 0
         self.exact_ns = self.read_ns
 
     # ── the segment ──────────────────────────────────────────────────────────────────────────────
@@ -97,21 +99,21 @@ cdef class Tap:
         cdef uint32_t i = self.credits.find(key)
         if i != NO_ENTRY:
             self.credits.remove(i)
-            self.c.credited += 1
+            self.c[port].credited += 1
             self._named_at(port, ts)
             return False
         i = self.expected.find(key)
         if i != NO_ENTRY:
             if self.expected.entries[i].mark == REEMITTED:
-                self.c.doubled += 1
+                self.c[port].doubled += 1
             else:
-                self.c.observed += 1
+                self.c[port].observed += 1
             self.expected.remove(i)
             return False
         if not self.buffering:
             return False
         if self.inputs.push(key, ts, 0, port, data, n) == NO_ENTRY:
-            self.c.overflow += 1
+            self.c[port].overflow += 1
             self._gap_at(ts)
             return False
         return True
@@ -156,6 +158,7 @@ cdef class Tap:
                     self._classify(self._scratch.key[i], <uint8_t>p, self._scratch.ts[i], self._scratch.data(i),
                                    self._scratch.length[i])
                 total += n
+                self.c[p].seen += n
                 if n < BURST_MAX and self._scratch.has_room():
                     if self.floor[p] < now:
                         self.floor[p] = now         # empty then: what comes next arrives later
@@ -163,7 +166,6 @@ cdef class Tap:
             else:
                 through = self.read_ns      # this port still holds older frames
         self.read_ns = through
-        self.c.seen += total
         if total:
             fault(TAP_READ)
         return total
@@ -213,7 +215,7 @@ cdef class Tap:
         """An epoch answers for one frame."""
         cdef uint32_t i = self.locate(key, port)
         if i != NO_ENTRY:
-            self.c.matched += 1
+            self.c[port].matched += 1
             self._named_at(port, self.inputs.entries[i].ts)
             self.inputs.remove(i)
         elif self.credits.push(key, now, 0, port, NULL, 0) == NO_ENTRY:
@@ -241,7 +243,7 @@ cdef class Tap:
     cdef void settle(self, uint64_t released_through) noexcept nogil:
         cdef uint64_t now = self.read_ns
         cdef uint32_t i
-        cdef uint64_t number, missed_ts
+        cdef uint64_t number
         cdef Entry* e
         # 5: older than a named frame of the same port, and not named: the active never had it
         number = self.inputs.head
@@ -251,17 +253,17 @@ cdef class Tap:
                 if e.ts + self.skew_ns >= self.named_ts[e.port]:
                     break
                 self.inputs.remove(<uint32_t>number & self.inputs.mask)
-                self.c.active_missed += 1
+                self.c[e.port].active_missed += 1
             number = max(number + 1, self.inputs.head)
         # 6: named long ago, never seen
         while True:
             i = self.credits.oldest()
             if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:
                 break
-            missed_ts = self.credits.entries[i].ts
+            e = &self.credits.entries[i]
             self.credits.remove(i)
-            if self.exact_ns and missed_ts > self.exact_ns:
-                self.c.tap_missed += 1
+            if self.exact_ns and e.ts > self.exact_ns:
+                self.c[e.port].tap_missed += 1
         # 7: released for longer than the skew: it left, whether we saw it or not
         if released_through > self.rt_new:
             self.rt_new = released_through
@@ -270,8 +272,9 @@ cdef class Tap:
                 i = self.expected.oldest()
                 if i == NO_ENTRY or self.expected.entries[i].seq >= self.rt_old:
                     break
-                if self.expected.entries[i].mark != REEMITTED:
-                    self.c.unobserved += 1
+                e = &self.expected.entries[i]
+                if e.mark != REEMITTED:
+                    self.c[e.port].unobserved += 1
                 self.expected.remove(i)
             self.rt_old = self.rt_new
             self.rt_at = now
@@ -305,7 +308,7 @@ cdef class Tap:
             e = &self.inputs.entries[i]
             if e.ts + self.skew_ns < self.named_ts[e.port]:
                 self.inputs.remove(i)
-                self.c.active_missed += 1
+                self.c[e.port].active_missed += 1
                 continue
             p = b.append(e.length, e.port, e.ts)
             if p == NULL:
@@ -316,7 +319,7 @@ cdef class Tap:
                 self._lent = self.inputs.head + (i - <uint32_t>self.inputs.head & self.inputs.mask) + 1
             else:
                 self.inputs.remove(i)
-                self.c.replayed += 1
+                self.c[e.port].replayed += 1
             n += 1
         return n
 
@@ -328,11 +331,13 @@ cdef class Tap:
     def consume(self):
         """The app is done with what it was lent. Returns how many frames."""
         cdef int n = 0
+        cdef uint32_t i
         cdef uint64_t lent = self._lent
         while self.inputs.live and self.inputs.head < lent:
-            self.inputs.remove(self.inputs.oldest())
+            i = self.inputs.oldest()
+            self.c[self.inputs.entries[i].port].replayed += 1
+            self.inputs.remove(i)
             n += 1
-        self.c.replayed += n
         self._lent = 0
         return n
 
@@ -369,13 +374,32 @@ cdef class Tap:
         return now >= self.gap_until
 
     def counters(self):
-        """dict of TapCounters."""
-        return dict(self.c)
+        """dict of TapCounters, all ports together."""
+        cdef list rows = self.port_counters()
+        return {name: sum([row[name] for row in rows]) for name in rows[0]}
+
+    def port_counters(self):
+        """list of TapCounters as a dict, one a port."""
+        cdef int p
+        return [dict(self.c[p]) for p in range(self._ports.n)]
+
+    def waiting_by_port(self):
+        """list of int: `waiting_inputs` of each port. Looks at every one of them."""
+        cdef uint64_t number
+        cdef Entry* e
+        cdef uint64_t n[MAX_PORTS]
+        cdef int p
+        for p in range(MAX_PORTS):
+            n[p] = 0
+        for number in range(self.inputs.head, self.inputs.tail):
+            e = &self.inputs.entries[<uint32_t>number & self.inputs.mask]
+            n[e.port] += e.live
+        return [n[p] for p in range(self._ports.n)]
 
     # For tests and the simulator: the same kernels, one frame at a time.
     def offer(self, bytes frame, int port, uint64_t ts):
         """As if `frame` had been read from `port` at `ts`. True when it was kept as an input."""
-        self.c.seen += 1
+        self.c[port].seen += 1
         return self._classify(nf_frame_key(self.secret, port, <const uint8_t*>frame, len(frame)), port, ts,
                               <const uint8_t*>frame, len(frame))
 
