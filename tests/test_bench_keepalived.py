@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from nfckpt.testbed.topology import Testbed
 from tests.bench import keepalived as bench
 from tests.bench.keepalived_pair import (
+    KernelNatPair,
     conntrackd_conf,
     keepalived_conf,
     missing,
@@ -80,6 +82,15 @@ def test_ratios_are_of_medians_and_of_what_was_measured() -> None:
     assert rows["1 s"]["ratio"] == {"host": round(2830 / 3, 1)}
     line = bench.table(rows).splitlines()[2]
     assert "5,652 of 36,000" in line and line.split()[-3:] == ["1", "943.3", "-"]
+
+
+def test_an_election_that_no_death_asked_for_is_counted(tmp_path: Path) -> None:
+    pair = KernelNatPair(Testbed("unused"), tmp_path, 0.01)
+    seen = ["a backup", "b backup", "a primary", "a primary-done", "b primary", "a backup", "b primary-done"]
+    pair.log.write_text("\n".join(seen) + "\n")
+    assert pair.false_takeovers == 1
+    pair.kills = 1
+    assert pair.false_takeovers == 0
 
 
 def test_an_interval_that_vrrp_cannot_say_is_refused() -> None:
