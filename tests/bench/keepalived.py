@@ -15,7 +15,7 @@ Death       of the serving node's machine, the same for all: its lan, wan and re
 Figures     outage_ms       as Workload counts it, a kill each            udp_lost     frames of both directions, of udp_sent
             tcp_broken      of the long connections                       new_failed   of those opened meanwhile, of new_opened
             false_takeovers elections that no death asked for             ratio        median outage ÷ that of arm host, of arm hosts
-            inexact         takeovers whose receipt says that frames may be missing: the standby's ring overflowed
+            inexact         takeovers whose receipt says that frames are missing: a ring overflowed, the standby's or the dead active's
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class MachinePair(LocalPair):
         return self
 
     def _note(self, name: str, _: int, fields: dict[str, Any]) -> None:
-        self.inexact += name == "receipt" and not fields["exact"]
+        self.inexact += name == "receipt" and bool(not fields["exact"] or fields["active_missed"])
 
     def wait_protected(self, timeout_s: float = PROTECTED_S_MAX, term: int = 0) -> str:
         """Until both nodes say so themselves. Returns the active's name."""
