@@ -198,6 +198,7 @@ def _names(prefix: str) -> list[str]:
 def _links_of(node: str) -> list[str]:
     if node not in NODES:
         raise ConfigError(f"no node {node!r} in the testbed", "a or b")
+    # rep first: over it a node would still say what left by ports that are cut, and be believed
     return [f"{node}.rep", f"{node}.wan", f"{node}.lan"]
 
 

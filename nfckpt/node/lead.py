@@ -22,6 +22,7 @@ from nfckpt.clock import PairClock
 from nfckpt.errors import NfckptError, PeerError, StateError
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native import fault
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
@@ -57,6 +58,7 @@ class Leader(Shell):
             tap = standby.tap
             self._drain(standby)
             applied_ns = time.monotonic_ns()
+            fault.hit("drained")
             self._drop_channel()
         else:
             self.arena = Arena(b.arena_bytes)
@@ -91,11 +93,14 @@ class Leader(Shell):
         self.announcer = Announcer(b, app.announce(ctx))
         self.announcer.tick(time.monotonic_ns(), agent.emit)
         gate.release()
+        if reemitted:
+            fault.hit("reemitted")
         live_ns = time.monotonic_ns()
         if takeover is not None and tap is not None and isinstance(standby, Standby):
             self._receipt(takeover, standby, tap, applied_ns, live_ns, reemitted)
         self.listener = Listener(self.config, self.spec, self.life_fd)
         self._report("active", {"term": term, "blank": blank})
+        fault.hit("leading")
         if takeover is None:
             self._warm()
         else:
@@ -271,7 +276,9 @@ class Leader(Shell):
             self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
         if core.handing_over:
-            self._perform(core.handed_over(now))
+            if effects := core.handed_over(now):
+                self._perform(effects)
+                fault.hit("handed_over")
         elif self.suspects is None:         # no output of ours among those that a suspect's undoing takes back
             self.announcer.tick(now, self.agent.emit)
         if self.transport is None and self.watch is not None and core.state.value == "solo":
@@ -289,7 +296,7 @@ class Leader(Shell):
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
-            if now >= self.receipt_due_ns and not tap.waiting_inputs:
+            if tap.read_ns >= self.receipt_due_ns and not tap.waiting_inputs:     # a late frame of the old active is in no port's ring
                 self._finish_receipt(tap)
                 self.agent.tap = None
 
@@ -317,3 +324,4 @@ class Leader(Shell):
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None
         self._report("receipt", msgspec.to_builtins(receipt))
+        fault.hit("receipt")

@@ -25,6 +25,7 @@ cdef class Tap:
     cdef readonly uint64_t skew_ns
     cdef TapCounters c
     cdef uint64_t named_ts[MAX_PORTS]       # youngest arrival that an epoch named, per port
+    cdef uint64_t floor[MAX_PORTS]          # what is read from now on arrived no earlier, per port
     cdef uint64_t cursor[MAX_PORTS]         # entry number where the head of each port's queue may be
     cdef readonly bint buffering            # unmatched frames are kept as inputs
     cdef readonly uint64_t exact_ns         # names registered later count as tap_missed when never seen; 0: none do
@@ -38,7 +39,7 @@ cdef class Tap:
     cdef void _gap_at(self, uint64_t ts) noexcept nogil
     cdef int look(self, uint64_t now, int bursts_max) noexcept nogil
     cdef void settle(self, uint64_t released_through) noexcept nogil
-    cdef void soon(self, uint64_t key) noexcept nogil
+    cdef uint32_t locate(self, uint64_t key, uint8_t port) noexcept nogil
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil
     cdef void mark_empty(self, uint32_t ports, uint64_t since) noexcept nogil
     cdef bint _classify(self, uint64_t key, uint8_t port, uint64_t ts, const uint8_t* data, uint32_t n) noexcept nogil

@@ -24,12 +24,14 @@ from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX
 from nfckpt.native.digest cimport nf_frame_key
+from nfckpt.native.fault cimport TAP_READ, fault
 from nfckpt.native.keyed_fifo cimport Entry, NO_ENTRY
 from nfckpt.native.port cimport Port
 from nfckpt.native.port_set cimport raise_gone
 
 cdef enum:
     REEMITTED = 1
+    NEAR = 64                   # entries from the head of a queue that are looked through: two taps differ by up to 44 places
 
 
 cdef class Tap:
@@ -56,7 +58,7 @@ cdef class Tap:
         self.credits.reset()
         self.expected.reset()
         for p in range(MAX_PORTS):
-            self.named_ts[p] = 0
+            self.named_ts[p] = self.floor[p] = 0
             self.cursor[p] = 0
         self.buffering = False
         self.exact_ns = 0
@@ -142,19 +144,28 @@ cdef class Tap:
                 if n < 0:
                     return -1
                 for i in range(n):
+                    # a ring's order is that of arrival. The kernel stamps a frame before it queues it, and a busy CPU may sit on it
+                    # for longer than the skew: by its stamp, rule 5 would take it for one that the active never had
+                    if self._scratch.ts[i] < self.floor[p]:
+                        self._scratch.ts[i] = self.floor[p]
+                    else:
+                        self.floor[p] = self._scratch.ts[i]
                     self._scratch.key[i] = nf_frame_key(self.secret, p, self._scratch.data(i), self._scratch.length[i])
                     self.expected.prefetch(self._scratch.key[i])
-                    self.inputs.prefetch(self._scratch.key[i])
                 for i in range(n):
                     self._classify(self._scratch.key[i], <uint8_t>p, self._scratch.ts[i], self._scratch.data(i),
                                    self._scratch.length[i])
                 total += n
                 if n < BURST_MAX and self._scratch.has_room():
+                    if self.floor[p] < now:
+                        self.floor[p] = now         # empty then: what comes next arrives later
                     break
             else:
                 through = self.read_ns      # this port still holds older frames
         self.read_ns = through
         self.c.seen += total
+        if total:
+            fault(TAP_READ)
         return total
 
     def note_drops(self, uint64_t now):
@@ -177,29 +188,26 @@ cdef class Tap:
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil:
         return self.credits.room(names, 0) and self.expected.room(outputs, output_bytes + 16384)
 
-    cdef void soon(self, uint64_t key) noexcept nogil:
-        """name(key) comes soon: fetch what it will look at."""
-        self.inputs.prefetch(key)
-        self.credits.prefetch(key)
-
-    cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil:
-        """An epoch answers for one frame."""
-        cdef uint32_t i
-        cdef uint64_t number = self.cursor[port]
+    cdef uint32_t locate(self, uint64_t key, uint8_t port) noexcept nogil:
+        """The oldest input with this key, or NO_ENTRY: near the head of its port's queue, else wherever it is (rule 2)."""
+        cdef uint64_t number = max(self.cursor[port], self.inputs.head), end
         cdef Entry* e
-        # head of the port's queue first: that is where it is in all but 0.5 % of cases (rule 2)
-        if number < self.inputs.head:
-            number = self.inputs.head
         while number < self.inputs.tail:
             e = &self.inputs.entries[<uint32_t>number & self.inputs.mask]
             if e.live and e.port == port:
                 break
             number += 1
         self.cursor[port] = number
-        if number < self.inputs.tail and e.key == key:
-            i = <uint32_t>number & self.inputs.mask
-        else:
-            i = self.inputs.find(key)
+        end = min(number + NEAR, self.inputs.tail)
+        for number in range(number, end):
+            e = &self.inputs.entries[<uint32_t>number & self.inputs.mask]
+            if e.key == key and e.live:
+                return <uint32_t>number & self.inputs.mask
+        return self.inputs.find(key)
+
+    cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil:
+        """An epoch answers for one frame."""
+        cdef uint32_t i = self.locate(key, port)
         if i != NO_ENTRY:
             self.c.matched += 1
             self._named_at(port, self.inputs.entries[i].ts)
