@@ -140,11 +140,7 @@ class Testbed:
         self._plug(link, up=True)
 
     def links_down(self, node: str) -> None:
-        """The network side of a machine death: all links of `node` go, within a millisecond, and nothing says goodbye.
-
-        The replication link goes first: from then on the node may release nothing more, so however long this process is
-        kept from the next cut, no frame goes into a cut cable that the standby was told of, as none would if all died at once.
-        """
+        """The network side of a machine death: all links of `node` go, within a millisecond, and nothing says goodbye."""
         for link in _links_of(node):
             self._switch(link, up=False)
 

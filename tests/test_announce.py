@@ -38,10 +38,15 @@ def rounds(bounds: Bounds, until_s: float, step_ms: int = 10) -> list[float]:
     """Seconds at which a whole announcement left."""
     sent: list[tuple[int, bytes]] = []
     at: list[float] = []
+
+    def emit(port: int, frame: bytes) -> bool:
+        sent.append((port, frame))
+        return True
+
     announcer, start = Announcer(bounds, FRAMES), 7_000_000_000
     for now in range(0, int(until_s * 1000), step_ms):
         before = len(sent)
-        announcer.tick(start + now * MS, lambda *frame: sent.append(frame) is None)
+        announcer.tick(start + now * MS, emit)
         assert sent[before:] in ([], FRAMES)
         at += [now / 1000] if len(sent) > before else []
     return at
@@ -146,6 +151,7 @@ class Ends:
 
 
 VIRTUAL, CLIENT, BROADCAST = bytes.fromhex(INSIDE_MAC.replace(":", "")), bytes.fromhex("020000000000"), b"\xff" * 6
+UNKNOWN = bytes.fromhex("02000000eeee")
 
 
 @pytest.mark.box
@@ -159,6 +165,7 @@ def test_a_switch_with_a_mirror_gives_each_node_each_frame_once(switch: Testbed)
             assert ends.send("client", VIRTUAL, CLIENT) == {"a": 1, "b": 1}
             assert ends.send("client", BROADCAST, CLIENT) == {"a": 1, "b": 1}
             assert ends.send(active, CLIENT, VIRTUAL) == {"client": 1, standby: 1}
+            assert ends.send(active, UNKNOWN, VIRTUAL) == {"client": 1, standby: 1}         # flooded and copied
         switch.cut("b.lan")                                                                # where the address was
         assert switch.where(INSIDE_MAC) == {}
         assert ends.send("client", VIRTUAL, CLIENT) == {"a": 1, "b": 0}                     # flooded

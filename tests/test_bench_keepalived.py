@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from nfckpt.testbed.topology import Testbed
 from tests.bench import keepalived as bench
 from tests.bench.keepalived_pair import (
+    KernelNatPair,
     conntrackd_conf,
     keepalived_conf,
     missing,
@@ -82,6 +84,15 @@ def test_ratios_are_of_medians_and_of_what_was_measured() -> None:
     assert "5,652 of 36,000" in line and line.split()[-3:] == ["1", "943.3", "-"]
 
 
+def test_an_election_that_no_death_asked_for_is_counted(tmp_path: Path) -> None:
+    pair = KernelNatPair(Testbed("unused"), tmp_path, 0.01)
+    seen = ["a backup", "b backup", "a primary", "a primary-done", "b primary", "a backup", "b primary-done"]
+    pair.log.write_text("\n".join(seen) + "\n")
+    assert pair.false_takeovers == 1
+    pair.kills = 1
+    assert pair.false_takeovers == 0
+
+
 def test_an_interval_that_vrrp_cannot_say_is_refused() -> None:
     for text in "0.001", "41", "fast", "":
         with pytest.raises(argparse.ArgumentTypeError):
@@ -107,7 +118,9 @@ def test_one_death_of_each(tmp_path: Path) -> None:
     for name, row in body["rows"].items():
         assert row["udp_sent"] > 0 and row["new_opened"] > 0, (name, row)
         assert row["outage_ms"][0] > 0 or name == "host", (name, row)
-    assert body["rows"]["0.1 s"]["udp_lost"] > 0            # it died, and its successor had to be elected
+    theirs = body["rows"]["0.1 s"]
+    assert theirs["udp_lost"] > 0                           # it died, and its successor had to be elected
+    assert theirs["tcp_broken"] == 0 or theirs["false_takeovers"], theirs       # the table was there when it took over
     for name in bench.OURS:
         row = body["rows"][name]
         whole = [row[key] for key in ("udp_lost", "udp_doubled", "tcp_broken", "new_failed")] == [0, 0, 0, 0]

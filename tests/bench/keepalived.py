@@ -15,7 +15,7 @@ Death       of the serving node's machine, the same for all: its lan, wan and re
 Figures     outage_ms       as Workload counts it, a kill each            udp_lost     frames of both directions, of udp_sent
             tcp_broken      of the long connections                       new_failed   of those opened meanwhile, of new_opened
             false_takeovers elections that no death asked for             ratio        median outage ÷ that of arm host, of arm hosts
-            inexact         takeovers whose receipt says that frames may be missing: the standby's ring overflowed
+            inexact         takeovers whose receipt says that frames are missing: a ring overflowed, the standby's or the dead active's
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ from tests.bench.keepalived_pair import KernelNatPair, missing
 APP = "nfckpt.native.nat:NativeNat"
 OURS = ("host", "hosts")
 RUN_S = 1.0
-TAKEN_S_MAX, PROTECTED_S_MAX, LOOK_S = 15.0, 30.0, 0.02
+TAKEN_S_MAX, PROTECTED_S_MAX, LOOK_S = 15.0, 60.0, 0.02
 PREFIX = "kd"
 THEY_DO_WELL = (
     "frames stay in the kernel: no copy to a process, no core spent on polling, and the path scales over all cores",
     "no app to write, nothing to declare: NAT, firewall and routing of any nftables ruleset, IPv6 and VRRPv3 for IPv6 included",
     "as many backups as wanted, in any order of priority; ours has one standby at a time",
     "no delay on any frame in normal operation: nothing waits for a commit",
+    "an overloaded machine does not stop it: the path is the kernel's, keepalived has real-time priority; ours is a process that needs its core",
     "established TCP connections outlive the takeover: what is lost is sent again by their ends",
     "twenty years of production, in every distribution; BFD, scripts and tracked interfaces decide with it",
     "nodes need no mirror port, no packet loop and no witness",
@@ -92,7 +93,7 @@ class MachinePair(LocalPair):
         return self
 
     def _note(self, name: str, _: int, fields: dict[str, Any]) -> None:
-        self.inexact += name == "receipt" and not fields["exact"]
+        self.inexact += name == "receipt" and bool(not fields["exact"] or fields["active_missed"])
 
     def wait_protected(self, timeout_s: float = PROTECTED_S_MAX, term: int = 0) -> str:
         """Until both nodes say so themselves. Returns the active's name."""

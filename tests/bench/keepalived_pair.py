@@ -43,7 +43,7 @@ __all__ = ["PACKAGES", "KernelNatPair", "conntrackd_conf", "keepalived_conf", "m
 PACKAGES = {"keepalived": "keepalived", "conntrackd": "conntrackd", "conntrack": "conntrack", "nft": "nftables", "ip": "iproute2"}
 OWN = {"a": ("10.0.0.11", "198.51.100.11"), "b": ("10.0.0.12", "198.51.100.12")}
 PRIORITY = {"a": 250, "b": 240}
-PROTECTED_S_MAX = 30.0
+PROTECTED_S_MAX = 60.0
 LOOK_S = 0.05
 
 
