@@ -82,6 +82,24 @@ def test_rule_2_another_order_on_the_other_tap() -> None:
     assert replayed(tap) == [frames[n] for n in sorted(keep)]      # what waits keeps its own order
 
 
+def test_rule_2_names_that_lie_deep_in_a_long_queue() -> None:
+    """Named in any order, with identical frames between, while more come in: what is left is left in its order."""
+    rng = random.Random(2)
+    tap, ports = rig(2)
+    left: list[tuple[int, bytes]] = []
+    for turn in range(6):
+        came = [(rng.randrange(2), frame(rng.randrange(200))) for _ in range(150)]
+        for k, (port, data) in enumerate(came):
+            ports[port].arrive(data, (turn * 1000 + k + 2) * 1000)
+        tap.poll((turn + 2) * MS)
+        left += [(port, data) for p in range(2) for port, data in came if port == p]      # as they are read
+        for port, data in rng.sample(left, 120):
+            tap.name_frame(data, port, (turn + 2) * MS)
+            left.remove((port, data))
+    assert tap.counters()["matched"] == 720 and tap.waiting_credits == 0
+    assert replayed(tap) == [data for _, data in left]
+
+
 def test_rule_2_the_head_is_of_the_port() -> None:
     tap, _ = rig(3)
     for n in range(60):

@@ -123,9 +123,9 @@ class Nat(NetworkFunction):
         self._dst_mac, src_mac = macs(burst)
         self._ttl = ttl(burst)
         fates = np.full(len(burst), -1, np.int64)
-        if not (burst.eth_type == 0x0806).any():        # ARP may change a next hop in the middle of the burst
+        if not np.count_nonzero(burst.eth_type == 0x0806):        # ARP may change a next hop in the middle of the burst
             self._known_flows(burst, fates)
-        rest = np.flatnonzero(fates < 0)
+        rest = (fates < 0).nonzero()[0]
         if rest.size:
             b = burst
             columns = (b.port, b.malformed, b.vlan, b.eth_type, b.ip_version, b.frag, b.proto, b.src_ip, b.dst_ip, b.src_port,
@@ -133,7 +133,7 @@ class Nat(NetworkFunction):
             for row in zip(rest.tolist(), *(c[rest].tolist() for c in columns), strict=True):
                 fates[row[0]] = self._one(burst, Frame(*row))
         counts = np.bincount(fates, minlength=len(Fate)) + np.array(self._events)
-        which = np.flatnonzero(counts)
+        which = counts.nonzero()[0]
         self.counters.add(which, counts[which])
 
     def _known_flows(self, b: Burst, fates: NDArray[np.int64]) -> None:
@@ -141,13 +141,13 @@ class Nat(NetworkFunction):
         proto, port = b.proto, b.port
         out = port == INSIDE
         tcp, icmp = proto == TCP, proto == ICMP
-        some_tcp, some_icmp = tcp.any(), icmp.any()     # a column nobody needs costs as much as one that all do
+        some_tcp, some_icmp = np.count_nonzero(tcp), np.count_nonzero(icmp)     # a column nobody needs costs as much as one that all do
         known_kind = tcp | (proto == UDP)
         if some_icmp:
             known_kind |= icmp & (b.icmp_type == np.where(out, 8, 0))
         plain = ((b.ip_version == 4) & (b.frag == 0) & (b.vlan == 0xffff) & (self._ttl > 1) & (port <= OUTSIDE)
                  & (self._dst_mac == self._macs[port & 1]) & known_kind)
-        at = np.flatnonzero(plain)
+        at = plain.nonzero()[0]
         if not at.size:
             return
         proto, out = proto[at], out[at]
@@ -156,7 +156,7 @@ class Nat(NetworkFunction):
         key["in_ip"], key["in_port"] = b.src_ip[at], b.src_port[at]
         key["remote_ip"], key["remote_port"] = b.dst_ip[at], b.dst_port[at]
         known = out.copy()
-        back = np.flatnonzero(~out)
+        back = (~out).nonzero()[0]
         if back.size:
             key["remote_ip"][back], key["remote_port"][back] = b.src_ip[at[back]], b.src_port[at[back]]
             mapping = self._mappings_of(proto[back], b.dst_ip[at[back]], b.dst_port[at[back]])
@@ -169,10 +169,11 @@ class Nat(NetworkFunction):
             key["remote_port"][proto == ICMP] = 0
         slots = self.sessions.find(key)
         known &= slots >= 0
-        if not known.any():
-            return
-        value = self._session[slots]
-        hop = self._neighbour[np.where(out, value["hop_out"], value["hop_in"]) * known]
+        found = known.nonzero()[0]
+        if found.size < at.size:
+            at, key, proto, out, slots, known = (column[found] for column in (at, key, proto, out, slots, known))
+        value = self.sessions.get(slots)
+        hop = self.neighbours.get(np.where(out, value["hop_out"], value["hop_in"]))
         known &= (value["hairpin"] == 0) & (hop["known"] != 0)
         if some_tcp:
             changes = (proto == TCP) & (STEP[out.astype(np.intp), value["tcp"], b.tcp_flags[at] & 31] != value["tcp"])
@@ -180,7 +181,7 @@ class Nat(NetworkFunction):
                 known &= ~(np.isin(slots, slots[changes]))  # order matters within such a session
         self.sessions.touch(slots[known], self._now)
         for side, fate, outward in ((known & out, Fate.SENT_OUT, True), (known & ~out, Fate.SENT_IN, False)):
-            k = np.flatnonzero(side)
+            k = side.nonzero()[0]
             if not k.size:
                 continue
             frames = at[k]

@@ -305,6 +305,7 @@ def timed_capture(EpochWriter writer not None, Arena arena not None, Gate gate n
     memset(&want, 0, sizeof(want))
     want.session, want.term, want.epoch = 1, 1, epoch
     with nogil:
+        writer.ask(arena, epoch)            # as ActivePath.run does, before the app works
         began = monotonic_ns()
         n = writer.measure(arena, gate, names, epoch, none, False)
         writer.capture(arena, gate, names, &want, none, &into[0])
@@ -336,7 +337,12 @@ def delays(ActivePath path not None, NativeFunction app not None, Burst burst no
         for k in range(out.shape[0]):
             now = monotonic_ns()
             burst.clear()
-            if agent.receive(burst, frames, now) != frames or app.on_burst(burst, now) or agent.complete(burst) != frames:
+            if agent.receive(burst, frames, now) != frames:
+                late = True
+                break
+            if path.holding:                # as ActivePath.run does
+                path.writer.ask(agent.arena, path.engine.epoch)
+            if app.on_burst(burst, now) or agent.complete(burst) != frames:
                 late = True
                 break
             began = monotonic_ns()

@@ -164,8 +164,6 @@ cdef class DeltaDecoder:
             memset(self.buf + at + i, port, run)
             i += run
         at += pad8(names)
-        for i in range(h.n_names if tap is not None else 0):
-            tap.inputs.prefetch((<const uint64_t*>(self.buf + HEADER_BYTES))[i])
         r = self.get_outputs(&c, h, at, tap)
         if r:
             return r
@@ -229,7 +227,7 @@ cdef class DeltaDecoder:
             if base >= h.n_names:
                 return OUTPUT
             next_base = base + 1
-            i = tap.inputs.find(keys[base]) if tap is not None else <uint32_t>NO_ENTRY
+            i = tap.locate(keys[base], (<const uint8_t*>(keys + h.n_names))[base]) if tap is not None else <uint32_t>NO_ENTRY
             if i != NO_ENTRY:
                 e = &tap.inputs.entries[i]
                 n = min(length, <uint64_t>e.length)

@@ -271,8 +271,6 @@ cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil:
         CHECK(tap.expect(h.first_seq + i, <uint8_t>oh.port, r.outputs + q, oh.length, now))
         q += pad8(oh.length)
     for i in range(h.n_names):
-        tap.soon(r.keys[i])
-    for i in range(h.n_names):
         tap.name(r.keys[i], r.ports[i], now)
     if h.ports_empty:
         tap.mark_empty(h.ports_empty, h.echo_ns)

@@ -15,6 +15,7 @@ cdef struct Entry:
     uint32_t next               # index of the next younger entry of the same bucket
     uint8_t port
     uint8_t live
+    uint8_t indexed             # it is in its bucket
     uint8_t mark                # caller's flag
 
 cdef struct Bucket:
@@ -27,6 +28,7 @@ cdef class KeyedFifo:
     cdef uint32_t bucket_mask
     cdef uint8_t* buf           # byte ring for frames, or NULL
     cdef readonly uint64_t head, tail       # entry numbers; index = number & mask
+    cdef uint64_t unindexed     # entries from this number on are in no bucket yet
     cdef readonly uint32_t capacity, live
     cdef readonly uint64_t buf_bytes
     cdef uint64_t buf_head, buf_tail        # monotonic byte positions
@@ -37,6 +39,8 @@ cdef class KeyedFifo:
                        const uint8_t* data, uint32_t n) noexcept nogil
     cdef void prefetch(self, uint64_t key) noexcept nogil
     cdef uint32_t find(self, uint64_t key) noexcept nogil
+    cdef void _index(self) noexcept nogil
+    cdef void _unindex(self, uint32_t index) noexcept nogil
     cdef void remove(self, uint32_t index) noexcept nogil
     cdef uint32_t oldest(self) noexcept nogil
     cdef uint32_t after(self, uint64_t number) noexcept nogil

@@ -3,6 +3,7 @@
 
 Picture     entries   head ──► [k1][ x ][k3][k1][k7] ◄── tail        x: removed, its room comes back when head passes
             buckets   h(k1) ─► oldest k1 ─► younger k1               find() gives the oldest: identical frames are counted
+                      made by find() for what was pushed since the last one: whoever takes entries in order pays for none
             bytes     one ring, freed in the same order as entries
 
 Cost        push, remove of the oldest, find: O(1) expected; nothing is allocated after construction.
@@ -50,7 +51,7 @@ cdef class KeyedFifo:
 
     cdef void reset(self) noexcept nogil:
         memset(self.buckets, 0xff, self.capacity // 4 * sizeof(Bucket))
-        self.head = self.tail = 0
+        self.head = self.tail = self.unindexed = 0
         self.live = 0
         self.buf_head = self.buf_tail = 0
 
@@ -63,7 +64,6 @@ cdef class KeyedFifo:
     cdef uint32_t push(self, uint64_t key, uint64_t ts, uint64_t seq, uint8_t port,
                        const uint8_t* data, uint32_t n) noexcept nogil:
         cdef uint32_t i
-        cdef Bucket* b
         cdef uint64_t at = 0, skip
         cdef Entry* e
         if self.tail - self.head == self.capacity:
@@ -88,36 +88,51 @@ cdef class KeyedFifo:
         e.length = n
         e.port = port
         e.live = 1
-        e.mark = 0
-        e.next = NO_ENTRY
-        b = &self.buckets[_bucket(key, self.bucket_mask)]
-        if b.last == NO_ENTRY:
-            b.first = i
-        else:
-            self.entries[b.last].next = i
-        b.last = i
+        e.indexed = e.mark = 0
         self.tail += 1
         self.live += 1
         return i
 
     cdef void prefetch(self, uint64_t key) noexcept nogil:
-        """find, push or remove of `key` comes soon."""
+        """find of `key` comes soon."""
         __builtin_prefetch(&self.buckets[_bucket(key, self.bucket_mask)], 1)
 
     cdef uint32_t find(self, uint64_t key) noexcept nogil:
         cdef uint32_t i
         if self.live == 0:
             return NO_ENTRY
+        if self.unindexed < self.tail:
+            self._index()
         i = self.buckets[_bucket(key, self.bucket_mask)].first
         while i != NO_ENTRY and self.entries[i].key != key:
             i = self.entries[i].next
         return i
 
-    cdef void remove(self, uint32_t index) noexcept nogil:
+    cdef void _index(self) noexcept nogil:
+        """Put every live entry into its bucket, behind the older ones."""
+        cdef uint64_t number
+        cdef uint32_t i
+        cdef Entry* e
+        cdef Bucket* b
+        for number in range(max(self.unindexed, self.head), self.tail):
+            i = <uint32_t>number & self.mask
+            e = &self.entries[i]
+            if not e.live:
+                continue
+            e.next = NO_ENTRY
+            b = &self.buckets[_bucket(e.key, self.bucket_mask)]
+            if b.last == NO_ENTRY:
+                b.first = i
+            else:
+                self.entries[b.last].next = i
+            b.last = i
+            e.indexed = 1
+        self.unindexed = self.tail
+
+    cdef void _unindex(self, uint32_t index) noexcept nogil:
         cdef Entry* e = &self.entries[index]
         cdef Bucket* b = &self.buckets[_bucket(e.key, self.bucket_mask)]
         cdef uint32_t i = b.first, before = NO_ENTRY
-        CHECK(e.live)
         while i != index:
             CHECK(i != NO_ENTRY)
             before = i
@@ -128,6 +143,12 @@ cdef class KeyedFifo:
             self.entries[before].next = e.next
         if b.last == index:
             b.last = before
+
+    cdef void remove(self, uint32_t index) noexcept nogil:
+        cdef Entry* e = &self.entries[index]
+        CHECK(e.live)
+        if e.indexed:
+            self._unindex(index)
         e.live = 0
         self.live -= 1
         while self.head < self.tail and not self.entries[<uint32_t>self.head & self.mask].live:
@@ -135,7 +156,7 @@ cdef class KeyedFifo:
             self.buf_head = e.end
             self.head += 1
         if self.live == 0:          # start over at the first slot and byte: what is in use stays in cache
-            self.head = self.tail = (self.tail + self.mask) & ~<uint64_t>self.mask
+            self.head = self.tail = self.unindexed = (self.tail + self.mask) & ~<uint64_t>self.mask
             if self.buf != NULL:
                 self.buf_head = self.buf_tail = 0
 

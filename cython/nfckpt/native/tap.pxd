@@ -39,7 +39,7 @@ cdef class Tap:
     cdef void _gap_at(self, uint64_t ts) noexcept nogil
     cdef int look(self, uint64_t now, int bursts_max) noexcept nogil
     cdef void settle(self, uint64_t released_through) noexcept nogil
-    cdef void soon(self, uint64_t key) noexcept nogil
+    cdef uint32_t locate(self, uint64_t key, uint8_t port) noexcept nogil
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil
     cdef void mark_empty(self, uint32_t ports, uint64_t since) noexcept nogil
     cdef bint _classify(self, uint64_t key, uint8_t port, uint64_t ts, const uint8_t* data, uint32_t n) noexcept nogil
