@@ -132,8 +132,9 @@ class Campaign:
     # ── one strike ───────────────────────────────────────────────────────────────────────────────
 
     def _strike(self, s: Strike, injector: Injector, pair: Pair) -> None:
-        active = self._ready(pair, injector)
-        time.sleep(s.wait_s)
+        active = ""
+        while active != (active := self._ready(pair, injector)):        # a takeover may have come in between, on a busy machine
+            time.sleep(s.wait_s)
         hit = Hit(s.number, s.label, 0, protected=True)
         self.stage.traffic.mark()
 
