@@ -119,6 +119,8 @@ class Campaign:
                 time.sleep(0.2)
             except NfckptError as e:
                 trouble.append(f"after strike {self.hits[-1].number if self.hits else 0}: {e}")
+                for node, status in pair.status().items():
+                    self._note("status", time.monotonic_ns(), {**status, "node": node})
             injector.disarm()
             ended_ns = time.monotonic_ns()
             result = traffic.stop()
