@@ -344,6 +344,7 @@ def sim(
     trace: Annotated[bool, typer.Option("--trace", help="Print all that happens in simulated time.")] = False,
     faults: Annotated[Optional[str], typer.Option(help="Only these of the seed's faults, 0,3,7 or none: a shrunk replay.")] = None,  # noqa: UP045
     app: Annotated[Optional[str], typer.Option(help='Your own network function, "module:Class" (nfckpt/sim/app.py says more).')] = None,  # noqa: UP045
+    jobs: Annotated[int, typer.Option(min=0, max=1024, help="Processes; 0: one a CPU.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Run the replication cores of both nodes in a simulated world full of faults, and check what must never be untrue.
@@ -353,6 +354,8 @@ def sim(
     """
     import json
 
+    from rich.progress import Progress
+
     from nfckpt.sim.campaign import Campaign
     from nfckpt.sim.world import TOY
     one = seed is not None and "--seeds" not in sys.argv
@@ -361,9 +364,13 @@ def sim(
         only = None if faults is None else frozenset() if faults == "none" else frozenset(int(n) for n in faults.split(","))
     except ValueError:
         raise ConfigError(f"--faults {faults}", "numbers with commas between them, as a violation prints them; or none") from None
-    campaign = Campaign(range(first, first + (1 if one else seeds)), events=events, app=app or TOY, faults=only,
-                        told=None if as_json else lambda text: print(text, flush=True), echo=print if trace else None)
-    report = campaign.run()
+    count = 1 if one else seeds
+    with Progress(console=_console(stderr=True), transient=True, disable=as_json or trace or count == 1) as progress:
+        bar = progress.add_task("seeds", total=count)
+        report = Campaign(range(first, first + count), events=events, app=app or TOY, faults=only,
+                          jobs=min(jobs or len(os.sched_getaffinity(0)), count),
+                          told=None if as_json else lambda text: print(text, flush=True),
+                          done=lambda n: progress.update(bar, completed=n), echo=print if trace else None).run()
     print(json.dumps(report.as_json()) if as_json else report.text())
     raise typer.Exit(0 if report.ok else 1)
 
@@ -510,6 +517,6 @@ def testbed_run(command: Annotated[list[str], typer.Argument(metavar="-- CMD…"
             raise ConfigError(f"cannot run {command[0]}: {e.strerror}", "write the command after --") from None
 
 
-def _console() -> Console:
+def _console(stderr: bool = False) -> Console:
     from rich.console import Console
-    return Console(highlight=False)
+    return Console(highlight=False, stderr=stderr)

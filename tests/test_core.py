@@ -155,7 +155,9 @@ def test_an_active_that_wakes_up_after_the_claim_gets_no_more_answers() -> None:
     for _ in range(40):
         rig.wait(10)
         effects += [e for e in rig.beat() if isinstance(e, Send)] + takeover.advance(rig.now)
-    assert takeover.step is Step.LIVE and effects == [Promote(TERM + 1)]
+        if Ask(Question("took", "b", TERM + 1)) in effects and takeover.step is Step.SETTLE:
+            takeover.on_witness(rig.now, Answer("took", "ok", TERM + 1, "b"))
+    assert takeover.step is Step.LIVE and effects == [Ask(Question("took", "b", TERM + 1)), Promote(TERM + 1)]
 
 
 def test_a_beat_in_front_of_which_a_record_waits_disowns_nothing() -> None:
@@ -212,7 +214,7 @@ def test_i9_host_the_old_process_must_be_dead_not_only_killed() -> None:
         rig.wait(10)
         assert over.advance(rig.now) == [] and over.step is Step.FENCE
     over.on_peer_dead()
-    assert over.advance(rig.now) == [Promote(TERM + 1)]
+    assert over.advance(rig.now) == [Ask(Question("took", "b", TERM + 1)), Promote(TERM + 1)] and over.unheard
 
 
 def test_i9_hosts_the_lease_of_the_last_answer_must_have_run_out() -> None:
@@ -228,7 +230,23 @@ def test_i9_hosts_the_lease_of_the_last_answer_must_have_run_out() -> None:
     while rig.now < free:
         assert over.advance(rig.now) == [] and over.step is Step.FENCE
         rig.wait(1)
+    assert over.advance(rig.now) == [Ask(Question("took", "b", TERM + 1))]
+    for _ in range(3):                                      # until then the old active may have the term back
+        rig.wait(rig.bounds.claim_ms_max // 2)
+        assert Promote(TERM + 1) not in over.advance(rig.now)
+    over.on_witness(rig.now, Answer("took", "ok", TERM + 1, "b"))
     assert over.advance(rig.now) == [Promote(TERM + 1)]
+
+
+def test_a_term_that_was_taken_back_before_we_took_it_is_not_ours() -> None:
+    rig = Follower()
+    rig.standby()
+    over = takeover(rig, kills=False, leases=True, handover=True)
+    over.advance(rig.now)
+    over.on_witness(rig.now, Answer("claim", "ok", TERM + 1, "b"))
+    assert over.advance(rig.now) == [Ask(Question("took", "b", TERM + 1))]
+    (end,) = over.on_witness(rig.now, Answer("took", "denied", TERM + 2, "a"))
+    assert isinstance(end, Stop) and end.code == 3
 
 
 def test_proof_serves_only_a_recorded_standby() -> None:
@@ -370,6 +388,27 @@ def test_a_switch_to_a_standby_that_died_is_taken_back() -> None:
     assert rig.ports[1].left == [frame(1)]
 
 
+def test_a_claimed_term_comes_back_as_the_one_after() -> None:
+    """The standby claimed and died before it took the term. Its successor must learn the new one, so it is not let in before we do."""
+    lead = Leader()
+    lead.protect()
+    rig, core = lead.rig, lead.core
+    core.on_peer_lost(rig.now, "its process ended", True)
+    assert core.state is ActiveState.SOLO and core.term == TERM
+    refusal = lead.hello()[0]
+    assert isinstance(refusal, Send) and core.state is ActiveState.SOLO
+    message = decode_control(memoryview(refusal.payload))
+    assert isinstance(message, Refuse) and message.again and "term" in message.reason
+    assert core.on_witness(rig.now, Answer("solo", "wait", TERM + 1, "b", core.session)) == []
+    rig.now += (core.bounds.beat_ms + 1) * MS
+    assert [e.question.verb for e in core.tick(rig.now) if isinstance(e, Ask)] == ["solo"], "asked again after a beat"
+    core.on_witness(rig.now, Answer("solo", "ok", TERM + 2, "a", core.session))
+    assert core.term == TERM + 2
+    welcome = next(e for e in lead.hello() if isinstance(e, Send))
+    greeting = decode_control(memoryview(welcome.payload))
+    assert isinstance(greeting, Welcome) and greeting.term == TERM + 2
+
+
 def test_a_follower_waits_until_the_output_of_before_has_left() -> None:
     """No epoch names it: a standby that sees it leave takes it for input, and feeds it to its app after a takeover."""
     lead = Leader()
@@ -399,6 +438,7 @@ def test_an_app_that_let_go_is_protected_again() -> None:
     lead.witness("solo")
     lead.core.on_peer_lost(rig.now, "dead", True)
     assert lead.core.state is ActiveState.SOLO
+    lead.witness("solo")
     lead.hello()
     assert lead.core.state is ActiveState.SOLO
     rig.agent.drop(kept)

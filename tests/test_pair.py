@@ -309,7 +309,7 @@ def test_protection_goes_on_without_the_witness(profile: str) -> None:
         assert rig.pair.status()[rig.active]["protected"] and not rig.seen("witness_silent")
         rig.kill_standby()              # whether it may go on alone only the witness knows, but for the kernel's word
         if profile == "hosts":
-            until(lambda: len(rig.seen("witness_silent", verb="solo")) > 2)
+            until(lambda: len(rig.seen("witness_silent", verb="reclaim")) > 2)
             assert not rig.seen("solo")
         again()
         rig.protected()
@@ -399,9 +399,9 @@ def test_a_refusal_for_now_is_asked_again() -> None:
     with PairRig("hosts", claim_ms_max=100) as rig:
         again = _silence(rig)
         for keeper in rig.pair.keepers.values():            # all but the question whether it may go on alone
-            keeper._ask = lambda q, ask=keeper._ask: ask(q) if q.verb == "solo" else rig.pair._ask(q)
+            keeper._ask = lambda q, ask=keeper._ask: ask(q) if q.verb == "reclaim" else rig.pair._ask(q)
         name = rig.kill_standby()
-        until(lambda: len(rig.seen("witness_silent", verb="solo")) > 2)
+        until(lambda: len(rig.seen("witness_silent", verb="reclaim")) > 2)
         time.sleep(1)
         again()
         rig.protected()

@@ -5,8 +5,8 @@ That it proves the protocol wrong when it is wrong is tests/test_mutants.py.
 
 from __future__ import annotations
 
+import os
 import random
-import re
 from collections import Counter
 from typing import Any
 
@@ -20,15 +20,12 @@ from nfckpt.sim.faults import Faults, schedule
 from nfckpt.sim.ledger import Ledger
 from nfckpt.sim.toy import Explain, Toy
 from nfckpt.sim.world import SimViolation, World
-from tests.mutants import OPEN
 
 
 @pytest.mark.timeout(600)
 def test_no_promise_is_broken_and_everything_is_reached() -> None:
-    """Strict: a seed that is mended must leave OPEN."""
-    report = Campaign(range(FULL)).run()
-    assert {int(re.search(r"--seed (\d+)", line)[1]) for line in report.violations if "--seed" in line} == OPEN, report.violations
-    assert report.missing == []
+    report = Campaign(range(FULL), jobs=len(os.sched_getaffinity(0))).run()
+    assert report.violations == [] and report.missing == []
     assert report.total["kills of a protected active at work"] > FULL // 3
     assert report.total["inputs waived"] < report.total["inputs"] // 4 and report.total["missed by the active's ring"] > 50
 

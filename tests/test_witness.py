@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import pytest
@@ -12,24 +13,28 @@ DEPTH = 7
 OTHER = {"a": "b", "b": "a"}
 
 
+Kept = tuple[int, str, str, str, int, tuple[tuple[str, str], ...]]
+
+
 class History(NamedTuple):
     """What was promised so far: all that the rules speak of."""
 
-    witness: tuple[int, str, str, tuple[tuple[str, str], ...]]
+    witness: Kept
     lives: tuple[int, int]                              # of a, of b: how many processes registered
     granted: tuple[tuple[int, str, int], ...] = ()      # term, node, life
     recorded: tuple[int, str, int] = (0, "", 0)         # term, standby, its life, when last said
     void: bool = True                                   # the standing grant is: solo was granted, or nobody is recorded
+    doubt: tuple[int, str, int] = (0, "", 0)            # term, node, its life: claimed, not taken, and not known to be gone
 
 
-def restored(state: tuple[int, str, str, tuple[tuple[str, str], ...]]) -> Witness:
+def restored(state: Kept) -> Witness:
     w = Witness()
-    w.term, w.holder, w.standby, w.lives = *state[:3], dict(state[3])
+    w.term, w.holder, w.standby, w.former, w.back, w.lives = *state[:5], dict(state[5])
     return w
 
 
-def kept(w: Witness) -> tuple[int, str, str, tuple[tuple[str, str], ...]]:
-    return w.term, w.holder, w.standby, tuple(sorted(w.lives.items()))
+def kept(w: Witness) -> Kept:
+    return w.term, w.holder, w.standby, w.former, w.back, tuple(sorted(w.lives.items()))
 
 
 def questions(h: History) -> list[Question]:
@@ -38,14 +43,14 @@ def questions(h: History) -> list[Question]:
     for i, node in enumerate("ab"):
         out += [Question("register", node, life=f"{node}{h.lives[i]}"), Question("register", node, life=f"{node}{h.lives[i] + 1}"),
                 Question("gone", node)]
-        for term in range(max(1, h.witness[0] - 1), h.witness[0] + 2):
-            out += [Question("protected", node, term, OTHER[node]), Question("solo", node, term), Question("claim", node, term),
+        for term in range(max(1, h.witness[0] - 2), h.witness[0] + 2):
+            out += [Question("protected", node, term, OTHER[node]), Question("solo", node, term), Question("reclaim", node, term), Question("claim", node, term),
                     Question("took", node, term)]
     return out
 
 
 def asked(h: History, q: Question) -> History:
-    """The history after one question. Asserts W1 to W4."""
+    """The history after one question. Asserts W1 to W4, W6."""
     w = restored(h.witness)
     before = w.view()
     answer = w.ask(q)
@@ -55,25 +60,38 @@ def asked(h: History, q: Question) -> History:
     if q.verb == "register" and q.life != f"{q.node}{h.lives['ab'.index(q.node)]}":
         lives["ab".index(q.node)] += 1
     life = lives["ab".index(q.node)]
-    granted, recorded, void = dict((t, (n, k)) for t, n, k in h.granted), h.recorded, h.void
-    if answer.said == "lead" or (q.verb in ("claim", "took") and answer.said == "ok"):
+    granted, recorded, void, doubt = dict((t, (n, k)) for t, n, k in h.granted), h.recorded, h.void, h.doubt
+    if doubt[1] == q.node and (q.verb == "gone" or (q.verb == "register" and restored(h.witness).lives.get(q.node) != q.life)):
+        doubt = (0, "", 0)
+    back = q.verb in ("solo", "reclaim") and answer.said == "ok" and w.term > before.term
+    if back:                                            # W6
+        assert doubt == (q.term, q.node, life) and q.term == before.term - 1, "it was the claimed one's, who may have the only state"
+        assert before.holder == "" or q.verb == "reclaim", "a claimant that does not ask again may emit"
+    if back or answer.said == "lead" or (q.verb in ("claim", "took") and answer.said == "ok"):
         assert granted.setdefault(w.term, (q.node, life)) == (q.node, life), "W1: a term has one holder, and one process"
         if w.term > before.term:
             if q.verb == "register":                    # W3, W4: blank, and nobody who could claim
                 assert before.holder in ("", q.node) and before.standby in ("", q.node)
-            else:                                       # W2
+                assert doubt == (0, "", 0), "W6: one whose term was claimed may emit yet"
+            elif not back:                              # W2
                 assert not void and recorded == (before.term, q.node, life), "the standing grant's owner, and before it was void"
             void = True
+    if q.verb == "claim" and w.term > before.term:
+        doubt = (before.term, before.holder, lives["ab".index(before.holder)]) if before.holder else (0, "", 0)
+    elif back or (q.verb == "took" and answer.said == "ok"):
+        doubt = (0, "", 0)
+    if answer.said in ("wait", "denied"):
+        assert w.view() == before and (answer.said == "denied" or doubt[1] == q.node)
     if q.verb == "protected" and answer.said == "ok":
         assert granted[q.term][0] == q.node == before.holder
         recorded, void = (q.term, q.other, lives["ab".index(q.other)]), False
-    if q.verb == "solo" and answer.said == "ok":
-        assert granted[q.term][0] == q.node and w.term == q.term, "nobody was granted a later term"
+    if q.verb in ("solo", "reclaim") and answer.said == "ok":
+        assert granted[q.term][0] == granted[w.term][0] == q.node, "nobody else was granted a later term"
         void = True
-    return History(kept(w), (lives[0], lives[1]), tuple((t, n, k) for t, (n, k) in sorted(granted.items())), recorded, void)
+    return History(kept(w), (lives[0], lives[1]), tuple((t, n, k) for t, (n, k) in sorted(granted.items())), recorded, void, doubt)
 
 
-def test_w1_to_w4_in_every_order_of_questions() -> None:
+def test_w1_to_w6_in_every_order_of_questions() -> None:
     seen = {History(kept(Witness()), (0, 0))}
     front = set(seen)
     for _ in range(DEPTH):
@@ -83,15 +101,28 @@ def test_w1_to_w4_in_every_order_of_questions() -> None:
     assert {len(h.granted) for h in seen} >= {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("said_first", ["claim", "solo"])
-def test_claim_and_solo_exclude_each_other(said_first: str) -> None:
+PROTECTED = (Question("register", "a", life="1"), Question("register", "b", life="2"), Question("protected", "a", 1, "b"))
+
+
+@pytest.mark.parametrize(("script", "said"), [
+    ("solo(a1) claim(b2)", "ok denied"),                                    # whichever comes first
+    ("claim(b2) took(b2) solo(a1) reclaim(a1)", "ok ok denied denied"),
+    ("took(b2) solo(a1)", "ok denied"),                                     # on proof: not claimed before
+    ("claim(b2) solo(a1) gone(b) solo(a1) solo(a1) took(b2)", "ok wait ok ok ok denied"),       # asked again: the answer was lost
+    ("claim(b2) reclaim(a1) took(b2) register(b3)", "ok ok denied follow"),
+    ("claim(b2) gone(b) register(b3) gone(a) register(b3)", "ok ok follow ok lead"),            # a may be stopped, not dead
+    ("claim(b2) gone(a) solo(a1) gone(b) register(b3)", "ok ok denied ok lead"),
+    ("gone(a) claim(b2) solo(a1) gone(b) register(b3)", "ok ok denied ok lead"),
+    ("claim(b2) gone(b) solo(a1) protected(a1) protected(a3) claim(b4)", "ok ok ok denied ok ok"),
+])
+def test_a_claim_is_final_once_it_was_taken(script: str, said: str) -> None:
     w = Witness()
-    for q in (Question("register", "a", life="1"), Question("register", "b", life="2"), Question("protected", "a", 1, "b")):
+    for q in PROTECTED:
         assert w.ask(q).said in ("lead", "follow", "ok")
-    both = {"claim": Question("claim", "b", 2), "solo": Question("solo", "a", 1)}
-    assert w.ask(both.pop(said_first)).said == "ok"
-    (second,) = both.values()
-    assert w.ask(second).said == "denied"
+    answers = []
+    for verb, node, number in re.findall(r"(\w+)\((\w)(\d?)\)", script):
+        answers.append(w.ask(Question(verb, node, int(number or 0), OTHER[node], life=number)).said)
+    assert " ".join(answers) == said
 
 
 def test_a_word_that_is_none_of_its_own_is_denied() -> None:

@@ -4,9 +4,10 @@ Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            eac
 
             CLAIM    on suspicion the witness is asked for the next term; on proof (profile host) the standing grant serves,
                      once the active told us that it is recorded, and unless it parted from us first. A planned switch asks:
-                     the active lives, and takes the term back if we die before we have it.
+                     the active lives, and takes the term back if we die before we took it.
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
                      hosts: our last ack + lease + margin must have passed: the old kernel has closed by then.
+                     Then the witness is told that we took the term. Hosts: only its yes makes it final, we wait for it.
             SETTLE   keep reading the segment and the channel until every committed output that can have left was seen, or the skew
                      is over. (Over shared memory an output whose ack the dead active had not read cannot have left.)
             LIVE     apply what is registered, re-emit, restart the app, replay (the shell does it, on Promote).
@@ -78,12 +79,9 @@ class Takeover:
         effects: list[Effect] = []
         if self.step is Step.CLAIM:
             if self.standby.promotable and self.proof and self.kills and not self.parted and not self.handover:
-                self.unheard = True             # the active goes on telling it
-                effects.append(Ask(Question("took", self.node, self.term)))
                 self._next(now, Step.FENCE)
-            elif now - self._asked_ns > self.bounds.claim_ms_max * MS or not self._asked_ns:
-                self._asked_ns = now
-                effects.append(Ask(Question("claim", self.node, self.term)))
+            else:
+                effects += self._ask(now, "claim")
         if self.step is Step.FENCE:
             if self.handover:
                 self._fenced(now)
@@ -96,12 +94,21 @@ class Takeover:
             elif not self.leases or now >= self.standby.acked_ns + (self.bounds.lease_ms + self.bounds.lease_margin_ms) * MS:
                 self._fenced(now)
         if self.step is Step.SETTLE:
+            effects += self._ask(now, "took")       # host: once, and the active goes on telling it
             settled = self.standby.tap.read_ns >= self._fenced_ns + self.bounds.tap_skew_ms_max * MS
-            if settled or not self.standby.tap.waiting_outputs_below(self.standby.path.released_at_most()):
+            if ((settled or not self.standby.tap.waiting_outputs_below(self.standby.path.released_at_most()))
+                    and (self.kills or not self.unheard)):
                 self._next(now, Step.LIVE)
                 effects.append(Promote(self.term))
         return effects
 
+    def _ask(self, now: int, verb: str) -> list[Effect]:
+        """Again every `claim_ms_max`, until it is answered."""
+        if (verb == "took" and not self.unheard) or (self._asked_ns and now - self._asked_ns <= self.bounds.claim_ms_max * MS):
+            return []
+        self._asked_ns = now
+        return [Ask(Question(verb, self.node, self.term))]
+
     def _fenced(self, now: int) -> None:
-        self._fenced_ns = now
+        self._fenced_ns, self._asked_ns, self.unheard = now, 0, True
         self._next(now, Step.SETTLE)

@@ -6,9 +6,15 @@ Rules       W1 A term is granted to one node, once, and terms only grow.
             W3 A pair without holder is led by the first node that registers; it starts blank.
             W4 A holder that is gone and has a standby is not replaced by a blank node: the standby claims.
             W5 A process that asks again to be registered, because no answer came in time, is not taken for a new, blank one.
+            W6 A claim is under way until the claimant says that it `took`: the active of before can emit no more, itself is about to.
+               Until then that `former` is not forgotten, which may be merely stopped and have the only state: while it is not
+               known to be gone nobody leads blank, and should the claimant be gone, it is given the term after. (Profile hosts,
+               where the claimant waits for the answer to `took`, before it emits: also at once, `reclaim`. Whichever comes first.)
 
 Picture     register(a) → lead(1)      register(b) → follow(a)      protected(1, a, b) → ok: b may claim 2
-            solo(1, a) → ok: b struck out          or          claim(2, b) → ok: a's solo(1) is denied from now on
+            solo(1, a) → ok: b struck out          or          claim(2, b) → ok: a's solo(1) has to wait
+                                                               took(2, b) → ok: a's solo(1) is denied from now on
+                                                               or gone(b), solo(1, a) → ok, a leads on in term 3
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import msgspec
 __all__ = ["Answer", "Question", "Witness", "WitnessView"]
 
 
-VERBS = frozenset({"register", "protected", "solo", "claim", "took", "gone", "view"})
+VERBS = frozenset({"register", "protected", "solo", "reclaim", "claim", "took", "gone", "view"})
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -33,7 +39,7 @@ class Question(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Answer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """`said`: lead, follow, ok, denied."""
+    """`said`: lead, follow, ok, denied, wait (ask again)."""
 
     verb: str
     said: str
@@ -55,6 +61,8 @@ class Witness:
         self.term = 0
         self.holder = ""
         self.standby = ""
+        self.former = ""                        # whose term was claimed, and not yet taken
+        self.back = -1                          # the holder's own term, until it hears that it was given a later one
         self.lives: dict[str, str] = {}         # node -> the process that registered last
 
     def view(self) -> WitnessView:
@@ -71,10 +79,9 @@ class Witness:
         self.lives[q.node] = q.life
         if self.holder == q.node:
             return "lead"
-        if self.holder or self.standby:
+        if self.holder or self.standby or self.former:
             return "follow"
-        self.term += 1
-        self.holder = q.node
+        self.term, self.holder, self.back = self.term + 1, q.node, -1
         return "lead"
 
     def _protected(self, q: Question) -> str:
@@ -84,21 +91,31 @@ class Witness:
         return "ok"
 
     def _solo(self, q: Question) -> str:
-        if (q.term, q.node) != (self.term, self.holder):
+        if (q.term, q.node) == (self.term - 1, self.former):
+            if self.holder and q.verb == "solo":
+                return "wait"                   # the claimant lives, for all we know, and may take it without asking again
+            self.term, self.holder, self.former, self.back = self.term + 1, q.node, "", q.term
+        elif q.node != self.holder or q.term not in (self.term, self.back):
             return "denied"
         self.standby = ""
         return "ok"
+
+    _reclaim = _solo
 
     def _claim(self, q: Question) -> str:
         if q.node == self.holder and q.term == self.term:
             return "ok"                         # asked again: the answer was lost
         if q.node != self.standby or q.term != self.term + 1:
             return "denied"
-        self.term, self.holder, self.standby = q.term, q.node, ""
+        self.term, self.holder, self.standby, self.former, self.back = q.term, q.node, "", self.holder, -1
         return "ok"
 
-    # A takeover on proof, with the standing grant, or a handover: reported, and judged like a claim.
-    _took = _claim
+    def _took(self, q: Question) -> str:
+        """Without a claim: a takeover on proof, with the standing grant, is reported, and judged like one."""
+        said = self._claim(q)
+        if said == "ok":
+            self.former = ""
+        return said
 
     def _gone(self, q: Question) -> str:
         """The node's keeper saw its process end."""
@@ -106,6 +123,8 @@ class Witness:
             self.standby = ""
         if q.node == self.holder:
             self.holder = ""
+        if q.node == self.former:
+            self.former = ""
         return "ok"
 
     def _view(self, q: Question) -> str:

@@ -31,6 +31,7 @@ from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
+from nfckpt.node.announcer import Announcer
 from nfckpt.node.app import App, AppContext, declare, load_app
 from nfckpt.node.shell import MS, Shell, Stopped
 from nfckpt.node.suspects import Suspects
@@ -89,8 +90,8 @@ class Leader(Shell):
                     agent.emit(port, frame)
                 reemitted += 1
             agent.tap = tap
-        for port, frame in app.announce(ctx):
-            agent.emit(port, frame)
+        self.announcer = Announcer(b, app.announce(ctx))
+        self.announcer.tick(time.monotonic_ns(), agent.emit)
         gate.release()
         if reemitted:
             fault.hit("reemitted")
@@ -144,8 +145,8 @@ class Leader(Shell):
         agent.start_over(parking)
         self.ctx = AppContext(agent, self.clock)        # what a thread of the old app still hands over is nobody's
         self.ctx.tick(now)
-        for to, own in app.announce(self.ctx):
-            agent.emit(to, own)
+        self.announcer = Announcer(self.bounds, app.announce(self.ctx))
+        self.announcer.tick(now, agent.emit)
         quarantine = Quarantine(self.config.quarantine_dir, self.bounds.quarantine_bytes_max)
         path = quarantine.add(f"{self.config.name}-{self.node}-t{term}-{self.quarantined}", frame,
                               f"port {port}\nkey {key:016x}\nterm {term}\napp {self.config.app}\n\n{text}")
@@ -274,9 +275,12 @@ class Leader(Shell):
                 raise Stopped(9, why)
             self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
-        if core.handing_over and (effects := core.handed_over(now)):
-            self._perform(effects)
-            fault.hit("handed_over")
+        if core.handing_over:
+            if effects := core.handed_over(now):
+                self._perform(effects)
+                fault.hit("handed_over")
+        elif self.suspects is None:         # no output of ours among those that a suspect's undoing takes back
+            self.announcer.tick(now, self.agent.emit)
         if self.transport is None and self.watch is not None and core.state.value == "solo":
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
@@ -292,7 +296,7 @@ class Leader(Shell):
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
-            if now >= self.receipt_due_ns and not tap.waiting_inputs:
+            if tap.read_ns >= self.receipt_due_ns and not tap.waiting_inputs:     # a late frame of the old active is in no port's ring
                 self._finish_receipt(tap)
                 self.agent.tap = None
 

@@ -116,6 +116,7 @@ class Active:
         self.spoke_ns = 0               # the last beat or welcome
         self.silent = False             # for so long that the follower may have claimed our term's successor
         self.asked_ns = 0
+        self.asking = False             # whether we may go on alone, and there is no answer
         self.handing_over = False       # a planned switch has begun: input stops
         self.handed = False             # the standby was told to claim our term's successor
         self.giving_up = ""             # why protection is to end while the standby is alive and well
@@ -163,6 +164,8 @@ class Active:
             why = "the active is unprotectable: its app keeps frames across polls"
         elif again := self.state is not S.SOLO:
             why = f"the active is {self.state.value} and follows up its present standby first"
+        elif again := self.asking:
+            why = "the witness has not said yet in which term the active goes on alone"
         elif again := self._still_leaving():
             why = "the active's ports are full: what waits would leave under the standby's eyes, and be taken for input"
         if why:
@@ -188,9 +191,9 @@ class Active:
         return [Send(kinds.CONTROL, encode_control(welcome)), Event("protecting", {"peer": hello.node})]
 
     def _still_leaving(self) -> bool:
-        """Output emitted by permission waits for room in a port."""
+        """Output emitted by permission waits for room in a port, or in its ring: it would die with us, and the state says that it left."""
         self.agent.gate.release()
-        return self.agent.gate.held_frames > 0
+        return self.agent.gate.released_through != self.agent.gate.tail
 
     def on_message(self, now: int, kind: int, payload: memoryview) -> list[Effect]:
         """Raises PeerError for anything that does not belong here."""
@@ -262,8 +265,8 @@ class Active:
             self._move("lost_while_recording" if self.state is S.PROTECTING else "lost")
             self.lost_ns = now
             effects.append(Event("standby_lost", {"reason": reason, "proof": proof}))
-        self.asked_ns = now
-        effects.append(Ask(self._question("solo")))
+        self.asked_ns, self.asking = now, True
+        effects.append(Ask(self._question(self._alone)))
         self._note_silence(now)
         if self.peer_dead and not self.silent and not self.handed:
             # the only one who could use the standing grant is dead, and it had no reason to use it before: nothing to wait for
@@ -278,7 +281,7 @@ class Active:
         if self.state is not S.ACTIVE or (self.giving_up and now - self.asked_ns <= self.bounds.claim_ms_max * MS):
             return []
         self.giving_up, self.asked_ns = reason, now
-        return [Ask(self._question("solo"))]
+        return [Ask(self._question(self._alone))]
 
     def _question(self, verb: str) -> Question:
         return Question(verb, self.node, self.term, self.peer if verb == "protected" else "", number=self.session)
@@ -290,9 +293,17 @@ class Active:
         self.engine.channel_lost()
         self.path.end()
 
+    @property
+    def _alone(self) -> str:
+        """How to ask for permission to go on alone: on hosts a claimant asks again before it emits, so its claim may be undone."""
+        return "reclaim" if self.lease is not None else "solo"
+
     def on_witness(self, now: int, answer: Answer) -> list[Effect]:
         """The witness answered one of our questions. No is final: terms only grow. Yes counts for the follower it was asked about."""
-        if answer.said != "ok" and answer.verb in ("protected", "solo", "took"):
+        if answer.said == "wait":
+            self.asked_ns = now - (self.bounds.claim_ms_max - self.bounds.beat_ms) * MS     # again after a beat
+            return []
+        if answer.said != "ok" and answer.verb in ("protected", "took", self._alone):
             if self.state is S.HOLDING:
                 self._move("denied")
             if self.handed:
@@ -306,12 +317,14 @@ class Active:
             self._move("recorded")
             return [Send(kinds.CONTROL, encode_control(Protected(self.session, self.term))),
                     Event("protected", {"peer": self.peer, "term": self.term})]
-        if answer.verb == "solo" and self.state is S.HOLDING:
+        if answer.verb == self._alone and self.asking:
+            self.asking, self.term = False, answer.term
+        if answer.verb == self._alone and self.state is S.HOLDING:
             if self.kills and not self.peer_dead:
                 return [KillPeer()]             # on_peer_lost(proof) follows
             self._move("void")
             return self._solo(now, "grant void")
-        if answer.verb == "solo" and self.giving_up and self.state is S.ACTIVE:
+        if answer.verb == self._alone and self.giving_up and self.state is S.ACTIVE:
             return self.on_peer_lost(now, self.giving_up, False)
         return []
 
@@ -353,11 +366,10 @@ class Active:
         if self.unheard and now - self.took_ns > b.claim_ms_max * MS:
             self.took_ns = now
             effects.append(Ask(Question("took", self.node, self.term)))
-        if (self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
+        if (self.asking or self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now
-            verb = "solo" if self.state is S.HOLDING else "protected"
-            effects.append(Ask(self._question(verb)))
+            effects.append(Ask(self._question("protected" if self.state is S.PROTECTING else self._alone)))
         return effects
 
     # ── planned switch ───────────────────────────────────────────────────────────────────────────

@@ -13,9 +13,12 @@ numbers of its faults; the same promise must break, wherever.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import islice
 
 from nfckpt.checkpoint.engine import TRANSITIONS as ENGINE
 from nfckpt.failover.takeover import Step
@@ -28,7 +31,8 @@ __all__ = ["FULL", "Campaign", "Report", "everything", "first_violation", "shrin
 
 FULL = 500                      # seeds that reach everything
 TWICE = 50
-WITNESS = {"register": ("lead", "follow"), "protected": ("ok",), "solo": ("ok", "denied"), "claim": ("ok", "denied"),
+CHUNK = 8                       # seeds that a worker is given at a time
+WITNESS = {"register": ("lead", "follow"), "protected": ("ok",), "solo": ("ok", "wait", "denied"), "reclaim": ("ok", "denied"), "claim": ("ok", "denied"),
            "took": ("ok",), "gone": ("ok",)}
 ENDS = ("3 fenced", "4 handed over", "9 unprotectable", "11 lost the active before it was whole", "12 refused for now")
 
@@ -116,40 +120,81 @@ class Report:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to run any seed of a campaign."""
+
+    events: int
+    app: str
+    only: frozenset[int] | None
+
+    def run(self, seed: int, echo: Callable[[str], None] | None = None) -> tuple[Outcome | None, str, str]:
+        """What one seed did, what it broke, and the replay with the fewest faults."""
+        def once() -> Outcome:
+            return World(seed, faults=self.only, app=self.app, echo=echo).run(self.events)
+
+        try:
+            outcome = once()
+            twice = seed % TWICE or once().digest == outcome.digest
+            return outcome, "" if twice else f"seed {seed} gave two different traces; replay: nfckpt sim --seed {seed} --trace", ""
+        except SimViolation as e:
+            smallest = shrink(seed, self.events, self.app) if self.only is None else None
+            return None, str(e), str(smallest).split("replay: ")[-1] if smallest is not None else ""
+
+    def chunk(self, seeds: list[int]) -> list[tuple[Outcome | None, str, str]]:
+        return [self.run(seed) for seed in seeds]
+
+
 class Campaign:
-    """`told`: called with each violation (and its shrunk replay) as it is found; `echo`: with every line of every trace."""
+    """`told`: called with each violation (and its shrunk replay) as it is found; `done`: with the number of seeds that are;
+    `echo`: with every line of every trace. `jobs`: processes; one runs in this one."""
 
     def __init__(self, seeds: Iterable[int], *, events: int = World.EVENTS, app: str = TOY, faults: frozenset[int] | None = None,
-                 told: Callable[[str], None] | None = None, echo: Callable[[str], None] | None = None) -> None:
-        self.seeds, self.events, self.app, self.only = seeds, events, app, faults
-        self._told, self._echo = told or (lambda text: None), echo
+                 jobs: int = 1, told: Callable[[str], None] | None = None, done: Callable[[int], None] | None = None,
+                 echo: Callable[[str], None] | None = None) -> None:
+        self.seeds, self.jobs, self.echo = seeds, 1 if echo is not None else jobs, echo
+        self._job = _Job(events, app, faults)
+        self._told, self._done = told or (lambda text: None), done or (lambda n: None)
 
     def run(self) -> Report:
         report, covered = Report(), set[str]()
-        for seed in self.seeds:
+        for outcome, broken, shrunk in self._results():
             report.seeds += 1
-            try:
-                outcome = self._one(seed)
+            if outcome is not None:
                 covered |= outcome.covered | {f"fault {what}" for what in outcome.faults}
                 self._add(report, outcome)
-                if seed % TWICE == 0 and self._one(seed).digest != outcome.digest:
-                    self._broken(report, f"seed {seed} gave two different traces; replay: nfckpt sim --seed {seed} --trace")
-            except SimViolation as e:
-                self._broken(report, str(e))
-                if self.only is None and (smallest := shrink(seed, self.events, self.app)) is not None:
-                    report.shrunk.append(str(smallest).split("replay: ")[-1])
-                    self._told(f"  with the fewest faults: {report.shrunk[-1]}")
+            if broken:
+                report.violations.append(broken)
+                self._told(broken)
+            if shrunk:
+                report.shrunk.append(shrunk)
+                self._told(f"  with the fewest faults: {shrunk}")
+            self._done(report.seeds)
         wanted = everything()
         report.missing = sorted(wanted - covered)
         report.reached = len(wanted & covered)
         return report
 
-    def _one(self, seed: int) -> Outcome:
-        return World(seed, faults=self.only, app=self.app, echo=self._echo).run(self.events)
-
-    def _broken(self, report: Report, what: str) -> None:
-        report.violations.append(what)
-        self._told(what)
+    def _results(self) -> Iterator[tuple[Outcome | None, str, str]]:
+        """Of each seed, in order."""
+        if self.jobs == 1:
+            for seed in self.seeds:
+                yield self._job.run(seed, self.echo)
+            return
+        seeds, running = iter(self.seeds), deque[tuple[list[int], Future[list[tuple[Outcome | None, str, str]]]]]()
+        with ProcessPoolExecutor(self.jobs) as pool:
+            while True:
+                while len(running) < 4 * self.jobs and (some := list(islice(seeds, CHUNK))):
+                    running.append((some, pool.submit(self._job.chunk, some)))
+                if not running:
+                    return
+                some, future = running.popleft()
+                try:
+                    yield from future.result()
+                except BrokenProcessPool:
+                    yield None, (f"a worker died, by a CHECK of the kernels (it printed a line) or from outside; "
+                                 f"replay: nfckpt sim --seed {some[0]} --seeds {4 * self.jobs * CHUNK} --jobs 1"), ""
+                    return
 
     def _add(self, report: Report, o: Outcome) -> None:
         report.faults.update(o.faults)

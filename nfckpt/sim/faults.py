@@ -51,7 +51,7 @@ FAULTS = {                      # name -> (weight, whom it strikes, only in prof
     "switch": (2, Active, False), "switch to a dead standby": (2, Active, False), "stale request": (3, Active, False),
     "lie": (2, Active, False), "ring drops": (3, Active, False), "tap drops": (2, Standby, False), "tap misses": (3, Standby, False),
     "double": (1, Active, False), "active sees twice": (1, Active, False), "tap sees twice": (1, Standby, False),
-    "port flaps": (1, Active, False),
+    "port flaps": (1, Active, False), "port stuck": (3, Active, False), "late frame": (2, Active, False),
 }
 
 
@@ -103,6 +103,8 @@ class Faults:
         self._waits: Fault | None = None
         self._armed: dict[SimShell, tuple[Fault, int]] = {}
         self._fog: dict[str, Fog] = {}
+        self._linger: SimShell | None = None            # its next frame stays on the way
+        self._doomed: SimShell | None = None            # that was it
         self.struck: list[Fault] = []
         self.counts: Counter[str] = Counter()
         self.rng = random.Random()
@@ -147,6 +149,10 @@ class Faults:
 
     def step(self, node: SimShell) -> None:
         """`node` stands between two steps."""
+        if node is self._doomed:
+            self._doomed = None
+            self.world.kill(node, "crash")
+            return
         armed = self._armed.get(node)
         if armed is None:
             return
@@ -165,6 +171,9 @@ class Faults:
 
     def heal(self) -> None:
         self._fog.clear()
+        self._linger = None
+        for node in self.world.lives.values():
+            self._unstick(node, 0)
         self._armed.clear()
         self._waits = None
 
@@ -331,6 +340,31 @@ class Faults:
 
     def _port_flaps(self, node: SimShell) -> None:
         self._fog[node.node] = Fog("misses", 1 << 30, self.world.now + self.rng.choice((1, 10)) * MS)
+
+    def _unstick(self, node: SimShell, until: int) -> None:
+        for port in node.ports:
+            if isinstance(port, SimPort):
+                port.stuck_until = until
+
+    def _port_stuck(self, node: SimShell) -> None:
+        """Its links take nothing for a while: what is released waits in the rings, and dies with them."""
+        self._unstick(node, self.world.now + self.rng.choice((5, 20, 60)) * MS)
+
+    def _late_frame(self, node: SimShell) -> None:
+        """The active dies of the next frame that it emits, and a switch keeps that one for longer than a skew: it must come twice, and
+        the second one is no input."""
+        self._linger = node
+
+    def linger_ns(self, to: str, sender: str, port: int, frame: bytes) -> int:
+        node, w = self._linger or self._doomed, self.world
+        if node is None or sender != node.node or not node.alive:
+            return 0
+        if node is self._linger:
+            w.referee.fault()
+        self._linger, self._doomed = None, node
+        w.referee.ledger.unseen((port, frame), w.now + w.hidden_ns)
+        w.trace(node, f"a switch keeps {frame[14:29].hex()}")
+        return 5 * w.bounds.tap_skew_ms_max * MS // 2
 
     def _active_sees_twice(self, node: SimShell) -> None:
         self._fog[node.node] = Fog("twice", 2, self.world.far)

@@ -238,7 +238,7 @@ class SimLeader(SimFollower):
         if agent.tap is not None:
             agent.tap.poll(now)             # the agent reads it by the machine's clock; age counts by ours
             agent.tap.age(0)
-            if now >= filter_due and not agent.tap.waiting_inputs:
+            if agent.tap.read_ns >= filter_due and not agent.tap.waiting_inputs:
                 agent.tap = None
 
     # ── the engine's transitions, seen from outside ──────────────────────────────────────────────

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from nfckpt.failover.takeover import Step
 from nfckpt.replica.active import Active, ActiveState
 from nfckpt.replica.standby import Standby
 from nfckpt.sim.ledger import Key, Ledger
@@ -60,12 +61,18 @@ class Referee:
     # ── protection ───────────────────────────────────────────────────────────────────────────────
 
     def protected(self) -> bool:
-        """Somebody leads, is protected, and the one who protects it is alive and recorded."""
-        w = self.world
-        lead = w.lives.get(w.witness.holder)
-        other = w.lives.get(w.witness.standby)
+        """Somebody leads, is protected, and the one who protects it is alive and recorded; or was handed the term and claimed it, and
+        does not know yet that it may take it."""
+        w, v = self.world, self.world.witness
+        names, term = (v.holder, v.standby), v.term
+        states: tuple[ActiveState, ...] = ActiveState.ACTIVE, ActiveState.HANDED
+        if v.former:
+            names, term, states = (v.former, v.holder), v.term - 1, (ActiveState.HANDED,)
+        lead, other = w.lives.get(names[0]), w.lives.get(names[1])
+        if other is not None and other.takeover is not None and other.takeover.step is not Step.CLAIM:
+            return False
         return (lead is not None and other is not None and lead.alive and other.alive and isinstance(lead.core, Active)
-                and lead.core.state in (ActiveState.ACTIVE, ActiveState.HANDED) and lead.core.term == w.witness.term
+                and lead.core.state in states and lead.core.term == term
                 and isinstance(other.core, Standby) and other.core.may_claim and other.core.term == lead.core.term)
 
     def fault(self) -> None:
@@ -146,12 +153,18 @@ class Referee:
     def _permitted(self, node: SimShell, active: Active) -> bool:
         """Nobody else may emit: struck out, proven dead, or this is a takeover by the standing grant that is being reported."""
         w, v = self.world, self.world.witness
-        if (v.holder, v.term) == (node.node, active.term):
+        if w.witness.former == node.node and not w.hosts and not self._claimant_lives():
+            return True                                 # it claimed our term and is dead: we have not heard of the claim
+        if v.holder == node.node and active.term in (v.term, w.witness.back):
             other = w.lives.get(v.standby)
             core = None if other is None or not other.alive else other.core
             return v.standby == "" or (not w.hosts and not (isinstance(core, Standby) and core.may_claim))
         # our `took` is on its way (kept in order by the keeper), and the old holder is dead or gave the term away
         return v.term == active.term - 1 and v.standby == node.node
+
+    def _claimant_lives(self) -> bool:
+        w = self.world
+        return any(n.alive and n.takeover is not None for n in w.lives.values())
 
     def clock(self, node: SimShell, now_ns: int) -> None:
         if node is self.ledger.lead and now_ns < self.clock_ns:

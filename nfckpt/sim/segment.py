@@ -41,7 +41,8 @@ class Hub:
         for node, ring in self.rings.items():
             if node == sender:
                 continue
-            due = max(w.now + w.net.randrange(w.spread_ns), self._last.get((sender, node), 0))
+            due = max(w.now + w.net.randrange(w.spread_ns) + w.faults.linger_ns(node, sender, self.index, frame),
+                      self._last.get((sender, node), 0))
             self._last[sender, node] = due
             for _ in range(w.faults.copies(node, sender, self.index, frame)):
                 self._count += 1
@@ -63,6 +64,7 @@ class SimPort(PythonPort):
         self._owner, self._hub, self._world = owner, hub, owner.world
         self._ring = hub.rings[owner.node]
         self._taken: deque[bytes] = deque()
+        self.stuck_until = 0            # the link below takes nothing: what is sent stays in the ring
 
     def py_rx(self, max_frames: int) -> list[tuple[bytes, int]]:
         ring, now = self._ring, self._world.now
@@ -82,7 +84,7 @@ class SimPort(PythonPort):
 
     def py_flush(self) -> int:
         w = self._world
-        n = len(self._taken)
+        n = len(self._taken) if w.now >= self.stuck_until else 0
         if n and w.net.random() < w.slow_flush:
             n = w.net.randrange(n + 1)
         for _ in range(n):
@@ -111,8 +113,8 @@ class Channel:
 
     def send(self, kind: int, payload: bytes | memoryview) -> bool:
         peer = self.peer
-        if self.closed is not None or peer.waiting_bytes > self.bytes_max:
-            return False
+        if self.closed is not None or (peer.waiting_bytes and peer.waiting_bytes + len(payload) > self.bytes_max):
+            return False                # a beat may still find room where a record does not
         w = self.world
         self.last_ns = max(self.last_ns, w.now + w.delay_ns(), self.stalled_ns)
         if peer.closed is None and peer.end_ns < 0:

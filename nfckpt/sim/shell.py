@@ -47,6 +47,7 @@ __all__ = ["MS", "US", "SimShell", "Steps", "Stopped"]
 
 MS = 1_000_000
 US = 1000
+KILL_NS = 500 * US              # a signal takes its time: the process may be on another CPU
 Steps = Generator[int, None, None]
 
 
@@ -182,7 +183,7 @@ class SimShell:
                 self._drop_channel(keep_watch=True)
             elif isinstance(e, KillPeer):
                 if self.peer_life is not None and not w.hosts:
-                    w.kill(self.peer_life, "killed by its peer")
+                    w.at(w.now + w.cpu.randrange(KILL_NS), lambda p=self.peer_life: w.kill(p, "killed by its peer"))     # type: ignore[misc]
             elif isinstance(e, Promote):
                 self.promoted = e.term
             elif isinstance(e, Stop):

@@ -7,7 +7,7 @@
     assert problems(result) == []
 
 Result      {"valid": True, "seconds": 30.1, "cpu_s": {"udp client": 3.9, …},
-             "tcp": {"connections", "opened_during_outage", "failed", "reset", "corrupt", "source_changed", "blocks"},
+             "tcp": {"connections", "opened_during_outage", "failed", "reset", "long_broken", "corrupt", "source_changed", "blocks"},
              "udp": {"sent", "received", "lost", "duplicated", "reordered", "corrupt", "source_changed",
                      "sink_overflow", "send_errors", "skipped", "delay_ms_max", "sources"},   # client to server
              "udp_reverse": {…},                                            # server to client, through the mapping
@@ -169,7 +169,7 @@ class Workload:
             ns = max(_outage_ns(forth, t, until, stopped["udp client"]), _outage_ns(back, t, until, stopped["udp server"]))
             during = sum(syn <= t + ns and answer >= t for syn, answer in opened) if ns else 0
             kills.append({"t_ns": t, "outage_ms": round(ns / 1e6, 3), "opened_during_outage": during})
-        tcp = {key: got["tcp client"][key] for key in ("connections", "failed", "reset", "corrupt", "source_changed", "blocks")}
+        tcp = {key: got["tcp client"][key] for key in ("connections", "failed", "reset", "long_broken", "corrupt", "source_changed", "blocks")}
         tcp["corrupt"] += got["tcp server"]["corrupt"]
         web = {key: got["web client"][key] for key in ("fetched", "failed", "corrupt")} if "web client" in got else None
         twins = {**got["twins client"], **got["twins server"]} if "twins client" in got else None
