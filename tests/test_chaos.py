@@ -37,10 +37,10 @@ def chaos(*args: str) -> subprocess.Popen[str]:
 
 @pytest.mark.box
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("profile", "faults", "unreached"), [
-    ("host", "kill,segv-active,stop-active,point,delay,pause,slow-standby,switch", {"lease_armed", "lease_stamped"}),
-    ("hosts", "kill,machine,point,delay,cut-rep,flap-rep,drop-rep,witness", {"asks_took"})])
-def test_nothing_breaks(profile: str, faults: str, unreached: set[str]) -> None:
+@pytest.mark.parametrize(("profile", "faults"), [
+    ("host", "kill,segv-active,stop-active,point,delay,pause,slow-standby,switch"),
+    ("hosts", "kill,machine,point,delay,cut-rep,flap-rep,drop-rep,witness")])
+def test_nothing_breaks(profile: str, faults: str) -> None:
     with chaos("--json", "--profile", profile, "--faults", faults, "--kills", "6", "--seed", "5", "--rate", "2000") as process:
         out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
@@ -52,7 +52,8 @@ def test_nothing_breaks(profile: str, faults: str, unreached: set[str]) -> None:
     assert body["reprotect_ms"]["max"] >= body["reprotect_ms"]["p50"] > 0 and body["receipts"]
     assert int(re.search(r"states\s+(\d+) epochs", err)[1]) > 0                     # type: ignore[index]
     missed = re.search(r"points\s+\d+ of \d+ reached(?:; not (.*?))?\nleaks", re.sub(r" *\n {8,}", " ", err))
-    assert missed and unreached <= set((missed[1] or "").strip().split(", "))
+    service = {p.name for p in points(profile) if not p.lead and not p.name.startswith("asks_")}
+    assert missed and not service & set((missed[1] or "").strip().split(", "))          # what normal service passes was passed
 
 
 @pytest.mark.box
