@@ -5,10 +5,11 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 SOURCES = pyproject.toml $(wildcard cython/nfckpt/native/*.pyx cython/nfckpt/native/*.pxd)
 
-.PHONY: setup demo test bench fuzz clean lint ext help
+.PHONY: setup demo chaos test bench fuzz clean lint ext help
 
 help:
 	@echo "make demo    real TCP and UDP through a NAT whose active node is killed again and again (add ARGS='--profile host')"
+	@echo "make chaos   a pair killed in every way there is, every frame accounted for (ARGS='--kills 1000 --profile host --report chaos.html')"
 	@echo "make test    lint, types and all tests"
 	@echo "make bench   what a checkpoint costs on this machine, beside its limits (add ARGS=--quick)"
 	@echo "make fuzz    what reads bytes from outside, fuzzed (ARGS='config --seconds 600'; guided where atheris is installed)"
@@ -31,6 +32,9 @@ ext:
 
 demo: setup
 	@$(BIN)/nfckpt demo $(ARGS)
+
+chaos: setup
+	@$(BIN)/nfckpt chaos $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

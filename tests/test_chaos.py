@@ -36,12 +36,13 @@ def chaos(*args: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.box
-@pytest.mark.parametrize(("profile", "faults", "unreached"), [
-    ("host", "kill,segv-active,stop-active,point,delay,pause,slow-standby,switch", {"lease_armed", "lease_stamped"}),
-    ("hosts", "kill,machine,point,delay,cut-rep,flap-rep,drop-rep,witness", {"asks_took"})])
-def test_nothing_breaks(profile: str, faults: str, unreached: set[str]) -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("profile", "faults"), [
+    ("host", "kill,segv-active,stop-active,point,delay,pause,slow-standby,switch"),
+    ("hosts", "kill,machine,point,delay,cut-rep,flap-rep,drop-rep,witness")])
+def test_nothing_breaks(profile: str, faults: str) -> None:
     with chaos("--json", "--profile", profile, "--faults", faults, "--kills", "6", "--seed", "5", "--rate", "2000") as process:
-        out, err = process.communicate(timeout=110)
+        out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     body = json.loads(out)
     assert list(body) == KEYS and body["profile"] == profile and body["seed"] == 5
@@ -51,14 +52,15 @@ def test_nothing_breaks(profile: str, faults: str, unreached: set[str]) -> None:
     assert body["reprotect_ms"]["max"] >= body["reprotect_ms"]["p50"] > 0 and body["receipts"]
     assert int(re.search(r"states\s+(\d+) epochs", err)[1]) > 0                     # type: ignore[index]
     missed = re.search(r"points\s+\d+ of \d+ reached(?:; not (.*?))?\nleaks", re.sub(r" *\n {8,}", " ", err))
-    assert missed and unreached <= set((missed[1] or "").strip().split(", "))
+    service = {p.name for p in points(profile) if not p.lead and not p.name.startswith("asks_")}
+    assert missed and not service & set((missed[1] or "").strip().split(", "))          # what normal service passes was passed
 
 
 @pytest.mark.box
 def test_a_network_function_that_loses_frames_is_caught() -> None:
     with chaos("--json", "--profile", "host", "--faults", "kill-active", "--kills", "1", "--seed", "4", "--rate", "4000",
                "--app", "tests.chaos_apps:LeakyNat") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=100)
     assert process.returncode == 1 and json.loads(out)["lost"] > 0
     assert re.search(r"^FAILED: \d+ lost", err, re.M) and "replay: nfckpt chaos --seed 4 --kills 1 --faults kill-active" in err
 

@@ -1,8 +1,8 @@
 """Receipt of a takeover: what happened, what it cost, and where the time went. Printed, logged, returned as JSON.
 
-    last sign  ──detection──► noticed ──grant─► ──fence─► ──settle─► ──apply─► ──start─► ──announce──► live ──replay──► done
-    the old active                                                                                        │
-    └───────────────────────────────── steps_us["total"]: the outage as this node can know it ───────────┘
+    word or last sign ──detection──► noticed ──grant─► ──fence─► ──settle─► ──apply─► ──start─► ──announce──► live ──replay──► done
+    of the old active                                                                                            │
+    └──────────────────────────────────────── steps_us["total"]: the outage as this node can know it ───────────┘
 
 A `Draft` is begun when the new active is live and finished when nothing of the old one can still be on its way (two skews later).
 A term that begins blank after another has a receipt too: it says that the state is gone.

@@ -119,6 +119,8 @@ class Campaign:
                 time.sleep(0.2)
             except NfckptError as e:
                 trouble.append(f"after strike {self.hits[-1].number if self.hits else 0}: {e}")
+                for node, status in pair.status().items():
+                    self._note("status", time.monotonic_ns(), {**status, "node": node})
             injector.disarm()
             ended_ns = time.monotonic_ns()
             result = traffic.stop()
@@ -132,8 +134,9 @@ class Campaign:
     # ── one strike ───────────────────────────────────────────────────────────────────────────────
 
     def _strike(self, s: Strike, injector: Injector, pair: Pair) -> None:
-        active = self._ready(pair, injector)
-        time.sleep(s.wait_s)
+        active = ""
+        while active != (active := self._ready(pair, injector)):        # a takeover may have come in between, on a busy machine
+            time.sleep(s.wait_s)
         hit = Hit(s.number, s.label, 0, protected=True)
         self.stage.traffic.mark()
 

@@ -16,14 +16,15 @@ __all__ = ["FAULTS", "LEADS", "Fault", "Point", "chosen", "points"]
 
 @dataclass(frozen=True)
 class Fault:
-    """`kills`: ends in a takeover or in a blank standby. `covered`: part of the promise, and of the default."""
+    """`kills`: ends in a takeover or in a blank standby. `covered`: part of the promise, and of the default. `ray`: only with Ray,
+    or only without it; None: either."""
 
     name: str
     what: str
     kills: bool = True
     profile: str = ""               # the only one that has it
     covered: bool = True
-    ray: bool = False
+    ray: bool | None = None
     weight: int = 4
 
 
@@ -44,7 +45,7 @@ FAULTS = {fault.name: fault for fault in (
     Fault("flap-rep", "the replication link is cut three to six times for 5 to 80 ms", kills=False, profile="hosts"),
     Fault("drop-rep", "1 to 20 % of the replication link's packets are dropped at random (nftables) for 1 s", kills=False, profile="hosts"),
     Fault("slow-standby", "the standby runs 2 ms of every 10 for 1 s", kills=False),
-    Fault("witness", "the witness answers nobody for 0.5 to 2 s (with Ray: its actor is killed, and the pair started again)", kills=False),
+    Fault("witness", "the witness answers nobody for 0.5 to 2 s (only without Ray)", kills=False, ray=False),
     Fault("switch", "a planned failover", kills=False),
     Fault("cut-data", "a data port of the active is cut for 50 to 300 ms: frames sent meanwhile are lost, and set apart", kills=False,
           covered=False),
@@ -82,7 +83,7 @@ def points(profile: str) -> list[Point]:
 
 def chosen(text: str, profile: str, ray: bool) -> list[Fault]:
     """`text`: "all", or names and beginnings of names with commas between: "kill,stop-active,point". Raises ConfigError."""
-    possible = [f for f in FAULTS.values() if f.profile in ("", profile) and (ray or not f.ray)]
+    possible = [f for f in FAULTS.values() if f.profile in ("", profile) and f.ray in (None, ray)]
     if text == "all":
         return [f for f in possible if f.covered]
     found: list[Fault] = []
@@ -92,7 +93,7 @@ def chosen(text: str, profile: str, ray: bool) -> list[Fault]:
             raise ConfigError(f"--faults: no fault {word!r}", f"all, or some of {', '.join(FAULTS)}")
         here = [f for f in fits if f in possible]
         if not here:
-            raise ConfigError(f"--faults: {word!r} is not for profile {profile}{'' if ray else ' without Ray'}", "`nfckpt chaos --list-faults`")
+            raise ConfigError(f"--faults: {word!r} is not for profile {profile} {'with' if ray else 'without'} Ray", "`nfckpt chaos --list-faults`")
         found += [f for f in here if f not in found]
     if not any(f.kills for f in found):
         raise ConfigError("--faults: none of them kills", "add one, e.g. kill")

@@ -28,7 +28,8 @@ from nfckpt.testbed.topology import NODES, Testbed
 __all__ = ["Blow", "Injector"]
 
 REACHED_S_MAX = 4.0             # for a point to come
-LED_S_MAX = 10.0                # after what brings it about
+LED_S_MAX = 30.0                # after what brings it about: a node may have to start
+SWITCHED_S_MAX = 5.0
 DROP = """table netdev chaos {{
     chain lossy {{
         type filter hook ingress device "rep" priority 0;
@@ -125,7 +126,11 @@ class Injector:
     def _switch(self, s: Strike, node: str, active: str, struck: Callable[[int], None]) -> Blow:
         t = time.monotonic_ns()
         struck(t)
-        self.pair.failover()
+        if not self.pair.failover():
+            return Blow(t, reached=False)
+        deadline = time.monotonic() + SWITCHED_S_MAX
+        while self.pair.active == active and time.monotonic() < deadline:       # until then both still call themselves protected
+            time.sleep(0.005)
         return Blow(t)
 
     def _witness(self, s: Strike, node: str, active: str, struck: Callable[[int], None]) -> Blow:

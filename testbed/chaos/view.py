@@ -105,7 +105,7 @@ def result(o: Outcome) -> RenderableType:
 def faults_body() -> dict[str, Any]:
     """{"faults": [{"name", "kills", "profile", "default", "what"}], "points": [{"name", "who", "survivable", "what"}]}"""
     found = {p.name: p for profile in ("host", "hosts") for p in points(profile)}
-    return {"faults": [{"name": f.name, "kills": f.kills, "profile": f.profile or "both", "default": f.covered and not f.ray, "what": f.what}
+    return {"faults": [{"name": f.name, "kills": f.kills, "profile": f.profile or "both", "default": f.covered, "what": f.what}
                        for f in FAULTS.values()],
             "points": [{"name": p.name, "who": p.who, "survivable": p.survivable, "what": p.what} for p in found.values()]}
 
