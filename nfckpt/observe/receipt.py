@@ -76,8 +76,6 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Frames the old active's ring dropped; nobody answers for them."""
     tap_missed: int
     """Frames an epoch named that this tap never saw."""
-    blank: bool = False
-    """Nobody had the state any more: the service began anew, all counts above are 0, and what the term before knew is gone."""
     quarantined: int = 0
     """Inputs of the replay that the app did not survive: taken out, undone, written down."""
     ports: list[PortCounts]
