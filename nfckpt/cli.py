@@ -455,9 +455,11 @@ nfckpt bench --quick
 
 nfckpt bench checkpoints vs_redis --seconds 20
 
+nfckpt bench failover --json
+
 nfckpt bench --json > result.json""")
 def bench(
-    rows: Annotated[Optional[list[str]], typer.Argument(metavar="[ROWS…]", help="Rows or keys of --list; all of them without.")] = None,  # noqa: UP045
+    rows: Annotated[Optional[list[str]], typer.Argument(metavar="[ROWS…]", help="Rows, keys or groups of --list; all that are in no group without.")] = None,  # noqa: UP045
     quick: Annotated[bool, typer.Option("--quick", help="All rows in under a minute, with wider spreads.")] = False,
     seconds: Annotated[Optional[float], typer.Option(min=0.1, max=600.0, help="Measured time a row; 6 without.")] = None,  # noqa: UP045
     list_rows: Annotated[bool, typer.Option("--list", help="What can be measured, with targets; measures nothing.")] = False,

@@ -12,6 +12,7 @@ Rooms       targets  the rows: key, what it says, unit, target          slices  
             pair     the two processes                                  machine  where it was measured
             loopback both in one thread, for bytes                      capture  what a poll adds, alone
             figure   one row's outcome; how much work a row may do      report   all rows: table, JSON, exit code
+            takeovers  real pairs in a box, ended for real: the rows of the group `failover`, which run when asked for
             rows/    one mechanism each: `measure(scale)` → figures     rivals/  the same NAT as others would keep its state
 
 Promises    B1 a row whose two arenas (or whose rivals' outputs) differ is an error, not a figure.
