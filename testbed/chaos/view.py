@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nfckpt.observe.events import EventLog
+from nfckpt.observe.stream import EventStream
 from nfckpt.testbed.chaos.campaign import Campaign, Outcome
 from nfckpt.testbed.chaos.faults import FAULTS, chosen, points
 from nfckpt.testbed.chaos.ledger import MUST_BE_ZERO, histogram
@@ -36,7 +37,8 @@ def run(*, seed: int, kills: int, faults: str, app: str, profile: str, rate: int
         report: Path | None, log: Path | None) -> int:
     """Run, show, return the exit code."""
     console = Console(stderr=True, highlight=False)
-    events = EventLog(log, on_error=lambda text: print(f"error: {text}", file=sys.stderr))
+    stream, events = EventStream(), EventLog(log, on_error=lambda text: print(f"error: {text}", file=sys.stderr))
+    stream.feed("log", events.add)
     replay = shlex.join(["nfckpt", "chaos", "--seed", str(seed), "--kills", str(kills), "--faults", faults, "--profile", profile, "--rate", str(rate),
                          "--app", app, *([] if ray else ["--no-ray"]), *(["--seconds", str(seconds)] if seconds else [])])
     with Progress(TextColumn("kills"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True,
@@ -48,10 +50,11 @@ def run(*, seed: int, kills: int, faults: str, app: str, profile: str, rate: int
             console.print(text, markup=False, soft_wrap=True)
 
         campaign = Campaign(seed=seed, kills=kills, faults=chosen(faults, profile, ray), profile=profile, app=app, load=load_of(rate), ray=ray,
-                            run_s=seconds, say=say, on_event=events.add)
+                            run_s=seconds, say=say, on_event=stream.note)
         try:
             outcome = campaign.run()
         finally:
+            stream.close()
             events.close()
     console.print(result(outcome))
     if report is not None:
