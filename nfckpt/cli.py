@@ -3,7 +3,8 @@
 Every import that costs time is inside the command that needs it: `nfckpt --help` takes a fraction of a second, and a
 box is entered before there are threads. An operating error is one line, `error: what (what to do)`, and exit code 2.
 
-Exit codes   0 done   1 it ran, and the answer is no (demo, doctor, sim, check)   2 error   130 interrupted, cleaned up
+Exit codes   0 done   1 it ran, and the answer is no (demo, chaos, doctor, sim, check)   2 error   3 it ran, and proves nothing (chaos)
+             130 interrupted, cleaned up
 """
 
 from __future__ import annotations
@@ -93,6 +94,64 @@ def demo(
     from nfckpt.testbed.demo_view import show
     raise typer.Exit(show(profile=profile, kills=kills, connections=connections, udp_rate=udp_rate, seconds=seconds, ray=ray,
                           memory=memory, as_json=as_json))
+
+
+# ── chaos ────────────────────────────────────────────────────────────────────────────────────────
+
+@app.command(epilog="""Examples:
+
+nfckpt chaos --kills 20
+
+nfckpt chaos --kills 1000 --profile host --no-ray --report chaos.html --json > chaos.json
+
+nfckpt chaos --faults kill,machine,point-active --seed 7
+
+nfckpt chaos --list-faults""")
+def chaos(
+    kills: Annotated[int, typer.Option(min=1, max=1_000_000, help="Nodes to kill; faults that kill nobody come between.")] = 20,
+    faults: Annotated[str, typer.Option(help="all, or names and beginnings of names with commas between.")] = "all",
+    app: Annotated[str, typer.Option(help='A network function that takes the parameters of Nat, "module:Class".')] = "nfckpt.native.nat:NativeNat",
+    profile: Annotated[str, typer.Option(help="hosts: nothing shared, TCP and leases. host: shared memory.")] = "hosts",
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Which faults strike whom and when. Default: a new one.")] = None,  # noqa: UP045
+    rate: Annotated[int, typer.Option(min=2, max=1_000_000, help="Numbered UDP frames a second, both directions together.")] = 20_000,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Stop after so long, however many kills there were; 0: never.")] = 0.0,
+    ray: Annotated[Optional[bool], typer.Option("--ray/--no-ray", help=RAY_HELP)] = None,  # noqa: UP045
+    report: Annotated[Optional[Path], typer.Option(help="Write the run as one HTML file: pip install nfckpt[report].")] = None,  # noqa: UP045
+    log: Annotated[Optional[Path], typer.Option(help="Append every event and strike to this file, as JSON lines.")] = None,  # noqa: UP045
+    list_faults: Annotated[bool, typer.Option("--list-faults", help="What can be done to a pair, and where it can die.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Kill a pair under traffic again and again, in every way there is, and account for every frame.
+
+    Runs in private namespaces whose end removes everything. The same seed draws the same faults. Exit code 0 only when nothing was
+    lost, doubled, reset or in doubt; 3 when a sink dropped frames, so that the run proves nothing.
+    """
+    import json
+    if list_faults:
+        from nfckpt.testbed.chaos.view import faults_body, faults_table
+        if as_json:
+            print(json.dumps(faults_body()))
+        else:
+            _console().print(faults_table())
+        return
+    from nfckpt.testbed.chaos.faults import chosen
+    if profile not in ("host", "hosts"):
+        raise ConfigError(f"--profile {profile}", "host or hosts")
+    from nfckpt.deploy.foreground import has_ray
+    with_ray = has_ray() if ray is None else ray
+    chosen(faults, profile, with_ray)
+    if report is not None:
+        from nfckpt.testbed.chaos.report import need_plots
+        need_plots(report)
+    from nfckpt.testbed import box
+    if not box.inside():
+        if seed is None:
+            sys.orig_argv += ["--seed", str(int.from_bytes(os.urandom(3), "big"))]
+        box.enter_box()                         # runs this command again inside, and exits
+    os.environ["TMPDIR"] = "/run"               # goes with the box, also when we are killed
+    from nfckpt.testbed.chaos.view import run as run_chaos
+    raise typer.Exit(run_chaos(seed=seed or 0, kills=kills, faults=faults, app=app, profile=profile, rate=rate, seconds=seconds, ray=with_ray,
+                               as_json=as_json, report=report, log=log))
 
 
 # ── a pair ───────────────────────────────────────────────────────────────────────────────────────

@@ -115,6 +115,11 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """Size of a node's quarantine folder; beyond it frames are quarantined and counted, but no longer written down."""
     quarantine_s_max: int = 600
     """How long a frame that equals a quarantined one is dropped."""
+    announce_repeats: int = 3
+    announce_gap_ms: int = 500
+    announce_refresh_s: int = 60
+    """A new active announces itself at once, then so many times more, so far apart; from then on once in the last of these (0: no
+    more), which must be shorter than a switch of the segment remembers an address (mostly 300 s)."""
     park_frames_max: int = 64
     """Frames the app may park in the arena."""
     unsafe_release_on_abort: bool = False
@@ -225,6 +230,8 @@ def check(c: PairConfig) -> None:
     need(1 <= b.burst_ms_max <= b.hang_ms_max, "burst_ms_max", f"must lie between 1 and hang_ms_max ({b.hang_ms_max})")
     need(b.loop_ms_max >= 2 * b.hang_ms_max, "loop_ms_max", f"must be at least twice hang_ms_max ({b.hang_ms_max})")
     need(b.quarantine_frames_max <= 64, "quarantine_frames_max", "an agent remembers at most 64")
+    need(b.announce_repeats <= 100, "announce_repeats", "at most 100")
+    need(b.announce_gap_ms >= 10 or not b.announce_repeats, "announce_gap_ms", "must be at least 10: a segment is not to be flooded")
     need(b.idle_wait_ms_max <= b.beat_ms, "idle_wait_ms_max", f"must not be above beat_ms ({b.beat_ms}): beats would be late")
     for key in ("rx_ring_frames", "tx_ring_frames"):
         need(64 <= getattr(b, key) <= 1 << 19 and not getattr(b, key) % 32, key, "a multiple of 32 between 64 and 524288")

@@ -118,7 +118,8 @@ class NetworkFunction:
     def announce(self, ctx: Context) -> Iterable[tuple[int, bytes]]:
         """Frames that tell the segment where we are, as (port index, frame): gratuitous ARP, unsolicited NA.
 
-        Sent at start and after each takeover, before the first frame of the app. Must not write state.
+        Sent at start and after each takeover, before the first frame of the app, and again as `announce_repeats`, `announce_gap_ms`
+        and `announce_refresh_s` say. Their source MAC is where switches will look for the pair. Must not write state.
         """
         return ()
 

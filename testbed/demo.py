@@ -29,7 +29,7 @@ from nfckpt.config import Bounds, NodeConfig, PairConfig
 from nfckpt.deploy.foreground import CANNOT_START, OnEvent, Pair, make_pair
 from nfckpt.errors import ConfigError, NfckptError, ProtectionError
 from nfckpt.testbed import procs
-from nfckpt.testbed.topology import GATEWAY_IP, NAT_IP, NODES, REP_IPS, Testbed
+from nfckpt.testbed.topology import GATEWAY_IP, NAT_IP, NODES, REP_IPS, Segment, Testbed
 from nfckpt.testbed.traffic import Load, Workload, problems
 
 __all__ = ["Demo", "Report", "Stage", "TestbedStage", "pair_config", "verdict"]
@@ -79,12 +79,13 @@ def pair_config(bed: Testbed, profile: str, app: str = "nfckpt.apps.nat:Nat", bo
 
 
 class TestbedStage:
-    """The testbed with a NAT and the whole workload. `app`: another one with the same parameters."""
+    """The testbed with a NAT and the whole workload. `app`: another one with the same parameters. `segment`: as of Testbed."""
 
     __test__ = False    # pytest: not a test class
 
-    def __init__(self, profile: str = "hosts", load: Load | None = None, prefix: str = "nf", app: str = "nfckpt.apps.nat:Nat") -> None:
-        self.bed = Testbed(prefix)
+    def __init__(self, profile: str = "hosts", load: Load | None = None, prefix: str = "nf", app: str = "nfckpt.apps.nat:Nat",
+                 segment: Segment = "hub") -> None:
+        self.bed = Testbed(prefix, segment)
         self.config = pair_config(self.bed, profile, app)
         self.pass_fds: tuple[int, ...] = ()
         self.traffic = Workload(self.bed, load)

@@ -12,7 +12,9 @@
                                │         rep         │
                                └─── lan   b   wan ───┘
 
-The hubs are bridges that learn nothing and flood everything: both nodes see every frame, as on a mirror port. The
+The hubs are bridges that learn nothing and flood everything: both nodes see every frame. `Testbed(segment="switch")` puts learning
+switches in their places: a frame goes where its address was last seen, and the nodes' two ports mirror each other (mirror.py), so that the
+standby gets its copy; a takeover moves the pair's virtual MAC to the other port by what the new active announces. `where` asks. The
 nodes' `lan` and `wan` have no address, no ARP, no IPv6, and are promiscuous: their kernels answer nothing, only the
 network function does. `rep` is an ordinary interface. The client's other addresses are 10.0.0.3 to .9. The server knows its own subnet only, so
 what reaches it must come from 198.51.100.1, the address of the network function.
@@ -21,6 +23,7 @@ Promises    T1 all offloads are off on every device that a packet socket may see
             T2 nothing but the endpoints sends by itself.
             T3 `down` stops the hubs first: whoever still holds a port reaches nobody from then on.
             T4 two testbeds with different prefixes do not meet.
+            T5 on a switch, a port that is cut loses what was learned there, as one whose cable is pulled does.
 """
 
 from __future__ import annotations
@@ -31,15 +34,19 @@ import signal
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from nfckpt.errors import ConfigError, MachineError
 from nfckpt.testbed import netns, procs
+from nfckpt.testbed.mirror import mirror, shut
 
 __all__ = [
-    "CLIENT_IPS", "GATEWAY_IP", "LINKS", "NAT_IP", "NODES", "REP_IPS", "ROLES", "SERVER_IP", "Testbed", "clean", "leftovers",
+    "CLIENT_IPS", "GATEWAY_IP", "LINKS", "NAT_IP", "NODES", "REP_IPS", "ROLES", "SERVER_IP", "Segment", "Testbed", "clean", "leftovers",
 ]
 
+Segment = Literal["hub", "switch"]
+AGEING_CS = 300_00      # a learned address is forgotten after 300 s of silence (IEEE 802.1D's default)
+NUD_PERMANENT = 0x80    # an entry of a port itself, not learned
 ROLES = ("client", "hub_lan", "a", "hub_rep", "b", "hub_wan", "server")
 NODES = ("a", "b")
 CLIENT_IPS = tuple(f"10.0.0.{i}" for i in range(2, 10))
@@ -55,16 +62,19 @@ LINKS = {
 
 
 class Testbed:
-    """One testbed. `with Testbed() as bed:` brings it up and takes it down; `prefix` lets several run at once.
+    """One testbed. `with Testbed() as bed:` brings it up and takes it down; `prefix` lets several run at once. `segment`: what lan
+    and wan are.
 
     Runs in a box or, as root, on the host, where it stays until `down` or `clean(prefix)`.
     """
 
     __test__ = False    # pytest: not a test class
 
-    def __init__(self, prefix: str = "nf") -> None:
+    def __init__(self, prefix: str = "nf", segment: Segment = "hub") -> None:
         _names(prefix)
-        self.prefix = prefix
+        if segment not in ("hub", "switch"):
+            raise ConfigError(f"no segment {segment!r}", 'use "hub" or "switch"')
+        self.prefix, self.segment = prefix, segment
 
     def __enter__(self) -> Testbed:
         self.up()
@@ -122,7 +132,11 @@ class Testbed:
         self._switch(link, up=True)
 
     def links_down(self, node: str) -> None:
-        """The network side of a machine death: all links of `node` go, within a millisecond, and nothing says goodbye."""
+        """The network side of a machine death: all links of `node` go, within a millisecond, and nothing says goodbye.
+
+        The replication link goes first: from then on the node may release nothing more, so however long this process is
+        kept from the next cut, no frame goes into a cut cable that the standby was told of, as none would if all died at once.
+        """
         for link in _links_of(node):
             self._switch(link, up=False)
 
@@ -131,14 +145,23 @@ class Testbed:
         for link in _links_of(node):
             self._switch(link, up=True)
 
+    def where(self, mac: str) -> dict[str, str]:
+        """Which port each switch has learned a MAC at, as {"lan": "a", "wan": "a"}; a segment that has not, and a hub, are left out."""
+        return {name: port for name in ("lan", "wan") if (port := netns.run_in(self.ns(f"hub_{name}"), _learned, mac.lower()))}
+
     def _switch(self, link: str, up: bool) -> None:
         if link not in LINKS:
             raise ConfigError(f"no link {link!r} in the testbed", f"one of {', '.join(LINKS)}")
         hub, port = LINKS[link]
         netns.run_in(self.ns(hub), netns.set_bridge_port, port, up)
+        if self.segment == "switch" and hub != "hub_rep":
+            netns.run_in(self.ns(hub), shut, port, not up)
 
     def _hub(self, hub: str, plugs: dict[str, str]) -> None:
-        netns.run_in(self.ns(hub), _set_up_hub, {role: (self.ns(role), device, _mac(role, device)) for role, device in plugs.items()})
+        learns = self.segment == "switch" and hub != "hub_rep"
+        netns.run_in(self.ns(hub), _set_up_hub, {role: (self.ns(role), device, _mac(role, device)) for role, device in plugs.items()}, learns)
+        if learns:
+            netns.run_in(self.ns(hub), mirror, *NODES)
 
 
 def leftovers(prefix: str = "nf") -> list[str]:
@@ -175,7 +198,8 @@ def _names(prefix: str) -> list[str]:
 def _links_of(node: str) -> list[str]:
     if node not in NODES:
         raise ConfigError(f"no node {node!r} in the testbed", "a or b")
-    return [f"{node}.wan", f"{node}.lan", f"{node}.rep"]
+    # rep first: over it a node would still say what left by ports that are cut, and be believed
+    return [f"{node}.rep", f"{node}.wan", f"{node}.lan"]
 
 
 def _mac(role: str, device: str) -> str:
@@ -205,9 +229,19 @@ def _cable(device: str, other: str, other_device: str, other_mac: str) -> None:
         os.close(fd)
 
 
-def _set_up_hub(plugs: dict[str, tuple[str, str, str]]) -> None:
+def _learned(mac: str) -> str:
+    """The port of the bridge in this namespace where `mac` was last seen; "" where it was not."""
     with _route() as ip:
-        ip.link("add", ifname="hub", kind="bridge", br_stp_state=0, br_ageing_time=0, br_mcast_snooping=0)
+        names = {link["index"]: link.get("ifname") for link in ip.get_links()}
+        for entry in ip.fdb("dump"):
+            if entry.get("lladdr") == mac and entry.get("master") and not entry["state"] & NUD_PERMANENT:
+                return str(names[entry["ifindex"]])
+    return ""
+
+
+def _set_up_hub(plugs: dict[str, tuple[str, str, str]], learns: bool) -> None:
+    with _route() as ip:
+        ip.link("add", ifname="hub", kind="bridge", br_stp_state=0, br_ageing_time=AGEING_CS if learns else 0, br_mcast_snooping=0)
         for table in "iptables", "ip6tables", "arptables":     # on, they drop frames whose IP header they dislike
             netns.sysctl(f"net/bridge/bridge-nf-call-{table}", 0)
         hub = _index(ip, "hub")
@@ -218,7 +252,7 @@ def _set_up_hub(plugs: dict[str, tuple[str, str, str]]) -> None:
                 netns.offloads_off(device)
             port = _index(ip, device)
             ip.link("set", index=port, master=hub, state="up")
-            ip.brport("set", index=port, learning=0, unicast_flood=1, mcast_flood=1, bcast_flood=1)
+            ip.brport("set", index=port, learning=int(learns), unicast_flood=1, mcast_flood=1, bcast_flood=1)
 
 
 def _set_up_node(rep_ip: str) -> None:

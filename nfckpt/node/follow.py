@@ -9,6 +9,7 @@ import time
 from nfckpt.clock import PairClock
 from nfckpt.errors import PeerError
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native import fault
 from nfckpt.native.arena import Arena
 from nfckpt.native.tap import Tap
 from nfckpt.node.shell import EXIT, MS, Shell, Stopped
@@ -120,6 +121,7 @@ class Follower(Shell):
             parted = (self.transport.closed or "").startswith(CLOSED)
         if not core.may_claim:
             raise Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
+        fault.hit("loss_noticed")
         self.uncommitted = core.tap.waiting_inputs
         self.takeover = Takeover(core, self.bounds, node=self.node, now=time.monotonic_ns(), lost_ns=now, reason=reason,
                                  proof=proof, kills=not self.hosts, leases=self.hosts, handover=core.handover, parted=parted)

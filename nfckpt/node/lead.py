@@ -22,6 +22,7 @@ from nfckpt.clock import PairClock
 from nfckpt.errors import NfckptError, PeerError, StateError
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native import fault
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
@@ -30,6 +31,7 @@ from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
+from nfckpt.node.announcer import Announcer
 from nfckpt.node.app import App, AppContext, declare, load_app
 from nfckpt.node.shell import MS, Shell, Stopped
 from nfckpt.node.suspects import Suspects
@@ -56,6 +58,7 @@ class Leader(Shell):
             tap = standby.tap
             self._drain(standby)
             applied_ns = time.monotonic_ns()
+            fault.hit("drained")
             self._drop_channel()
         else:
             self.arena = Arena(b.arena_bytes)
@@ -87,14 +90,17 @@ class Leader(Shell):
                     agent.emit(port, frame)
                 reemitted += 1
             agent.tap = tap
-        for port, frame in app.announce(ctx):
-            agent.emit(port, frame)
+        self.announcer = Announcer(b, app.announce(ctx))
+        self.announcer.tick(time.monotonic_ns(), agent.emit)
         gate.release()
+        if reemitted:
+            fault.hit("reemitted")
         live_ns = time.monotonic_ns()
         if takeover is not None and tap is not None and isinstance(standby, Standby):
             self._receipt(takeover, standby, tap, applied_ns, live_ns, reemitted)
         self.listener = Listener(self.config, self.spec, self.life_fd)
         self._report("active", {"term": term, "blank": blank})
+        fault.hit("leading")
         if takeover is None:
             self._warm()
         else:
@@ -139,8 +145,8 @@ class Leader(Shell):
         agent.start_over(parking)
         self.ctx = AppContext(agent, self.clock)        # what a thread of the old app still hands over is nobody's
         self.ctx.tick(now)
-        for to, own in app.announce(self.ctx):
-            agent.emit(to, own)
+        self.announcer = Announcer(self.bounds, app.announce(self.ctx))
+        self.announcer.tick(now, agent.emit)
         quarantine = Quarantine(self.config.quarantine_dir, self.bounds.quarantine_bytes_max)
         path = quarantine.add(f"{self.config.name}-{self.node}-t{term}-{self.quarantined}", frame,
                               f"port {port}\nkey {key:016x}\nterm {term}\napp {self.config.app}\n\n{text}")
@@ -270,7 +276,11 @@ class Leader(Shell):
             self._perform(core.give_up(now, f"unprotectable: {why}"))
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
         if core.handing_over:
-            self._perform(core.handed_over(now))
+            if effects := core.handed_over(now):
+                self._perform(effects)
+                fault.hit("handed_over")
+        elif self.suspects is None:         # no output of ours among those that a suspect's undoing takes back
+            self.announcer.tick(now, self.agent.emit)
         if self.transport is None and self.watch is not None and core.state.value == "solo":
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
@@ -314,3 +324,4 @@ class Leader(Shell):
                           doubled=now["doubled"], active_missed=now["active_missed"], tap_missed=now["tap_missed"])
         self.receipt = None
         self._report("receipt", msgspec.to_builtins(receipt))
+        fault.hit("receipt")

@@ -23,6 +23,7 @@ from nfckpt.native.tap import Tap
 from nfckpt.node.app import declare, load_app
 from nfckpt.node.follow import Follower
 from nfckpt.node.lead import Leader
+from nfckpt.node.plan import join
 from nfckpt.node.shell import Stopped
 from nfckpt.ports import open_port, parse_port
 from nfckpt.replica.active import Active
@@ -65,6 +66,7 @@ class Node(Follower, Leader):
     def _open(self) -> None:
         if self.me.cpu >= 0:        # first of all: the kernel makes the rings without pause, and not on the active's CPU
             os.sched_setaffinity(0, {self.me.cpu % (os.cpu_count() or 1)})
+        join(self.node, os.environ)
         self.app = load_app(self.config)
         scratch = Arena(self.bounds.arena_bytes)
         declare(self.config, self.app, scratch, self.secrets.table)

@@ -17,6 +17,7 @@ from typing import Any
 
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.takeover import Takeover
+from nfckpt.native import fault
 from nfckpt.native.channel import Channel
 from nfckpt.native.delta_encoder import DeltaEncoder
 from nfckpt.native.life import LifeWatch
@@ -50,6 +51,11 @@ EXIT = {
     7: "a port is gone", 8: "the app raised an exception", 9: "unprotectable", 10: "keeper gone", 11: "lost the active before it was whole",
     12: "refused by the active for now",
 }
+
+
+# where a fault point is an effect about to be performed
+AT_EVENT = {"protecting": "protecting", "protected": "protected", "standby_lost": "standby_lost", "solo": "solo"}
+AT_QUESTION = {"protected": "asks_protected", "claim": "asks_claim", "took": "asks_took"}
 
 
 class Stopped(Exception):
@@ -194,10 +200,12 @@ class Shell:
             elif isinstance(e, LeaseArm):
                 if self.lease is not None:
                     self.lease.renew(e.mark, e.ms)
+                    fault.hit("lease_armed")
             elif isinstance(e, LeaseStamp):
                 self._stamp(e.mark)
                 if self.lease is not None and self.permanent_mark:
                     self.lease.revoke(self.permanent_mark)
+                    fault.hit("lease_stamped")
                 self.permanent_mark = 0
             elif isinstance(e, LeasePermanent):
                 if self.lease is not None:
@@ -205,8 +213,12 @@ class Shell:
                 self.permanent_mark = e.mark
                 self._stamp(e.mark)
             elif isinstance(e, Event):
+                if e.name in AT_EVENT:
+                    fault.hit(AT_EVENT[e.name])
                 self._report(e.name, e.fields)
             elif isinstance(e, Ask):
+                if e.question.verb in AT_QUESTION:
+                    fault.hit(AT_QUESTION[e.question.verb])
                 keeper.send(self.sock, keeper.WitnessAsk(e.question))
             elif isinstance(e, DropPeer):
                 if self.transport is not None:
@@ -218,6 +230,7 @@ class Shell:
                         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             elif isinstance(e, Promote):
                 self.promoted = e.term
+                fault.hit("promoted")
             elif isinstance(e, Stop):
                 if self.transport is not None:
                     deadline = time.monotonic() + 0.2

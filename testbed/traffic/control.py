@@ -1,6 +1,7 @@
 """The lines between the workload and its programs.
 
-    stdin   go | halt | report                     halt: send nothing more.  report: settle, say the result, exit
+    stdin   go | mark | halt | report              mark: note what was sent so far.  halt: send nothing more.
+                                                   report [7, 9, …]: settle, say the result, exit; what the other side sent, by stream
     stdout  {"event": "ready"} {"event": "live", …} {"event": "halted", …} {"event": "result", …}
 
 The end of stdin means that the workload died: the program exits at once, so nothing of it stays behind.

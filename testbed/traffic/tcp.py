@@ -8,6 +8,7 @@ The client sends a block, the server checks it and answers with one of its own t
 client at. A long connection sends on a fixed schedule, whatever came back; a short one asks once and closes.
 
 Counted     failed: could not connect in CONNECT_S_MAX, ended early, or had no answer by the end.  reset: a RST.
+            long_broken: how many of the long connections did either.
             corrupt: a block with a wrong crc, number or body.  source_changed: the address is not the one seen first.
 """
 
@@ -172,6 +173,7 @@ class Client:
         self.opened: list[tuple[int, int]] = []     # (SYN, answer) of each short connection, CLOCK_MONOTONIC ns
         self.short: set[asyncio.Task[None]] = set()
         self.sending = False
+        self.long_broken = 0
 
     async def connect(self, done: Callable[[Asked], None]) -> Asked | None:
         loop = asyncio.get_running_loop()
@@ -242,6 +244,7 @@ class Client:
         while (self.short or any(c.answered < c.sent and not c.lost for c in self.long)) and time.monotonic() < deadline:
             await asyncio.sleep(TICK_S)
         self.count["failed"] += sum(c.answered < c.sent and not c.lost for c in self.long) + len(self.short)
+        self.long_broken = sum(c.answered < c.sent or c.lost for c in self.long)
         for end in self.long:
             end.close()
         while any(not c.lost for c in self.long) and time.monotonic() < deadline:
@@ -294,7 +297,7 @@ async def ask() -> None:
     client.sending = False
     await asyncio.gather(*runner)
     await client.drain()
-    emit("result", **client.count, opened=client.opened, cpu_s=cpu_s())
+    emit("result", **client.count, long_broken=client.long_broken, opened=client.opened, cpu_s=cpu_s())
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ resolution and the first mapping are not counted as loss. Formats and promises: 
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ FIRST_PORT, SERVER_PORT = 40_000, 9_000
 PROBE = 1
 PROBE_S = 0.05
 QUIET_S, DRAIN_S_MAX = 0.3, 2.0     # report once nothing came for QUIET_S, or after DRAIN_S_MAX
+ABSENT_MAX = 1000
 
 
 class Endpoint:
@@ -45,6 +47,7 @@ class Endpoint:
         first, ports = (FIRST_PORT, self.streams) if self.is_client else (SERVER_PORT, 1)
         self.sink = Sink(want["device"], first, ports, self.streams, self.payload, late_ns=int(want["late_ms"] * 1e6))
         self.sender: Sender | None = None
+        self.marks: list[dict[str, Any]] = []
         self.threads = [threading.Thread(target=self.sink.run, daemon=True)]
         self.threads[0].start()
 
@@ -78,6 +81,13 @@ class Endpoint:
         if self.sender:
             self.sender.halt()
             self.threads[1].join()
+
+    def mark(self) -> None:
+        self.marks.append({"t_ns": time.monotonic_ns(), "sent": self.sender.sent() if self.sender else []})
+
+    def absent(self, sent: list[int]) -> list[tuple[int, int]]:
+        """(stream, number) of what the other side sent and this one did not get, at most ABSENT_MAX of each stream."""
+        return [(stream, n) for stream, count in enumerate(sent) for n in self.sink.absent(stream, count, ABSENT_MAX)]
 
     def settle(self) -> None:
         deadline = time.monotonic() + DRAIN_S_MAX
@@ -114,13 +124,16 @@ def main() -> None:
             if command == "go":
                 sending = True
                 end.go()
+            elif command == "mark":
+                end.mark()
             elif command == "halt":
                 end.halt()
-                emit("halted", t_ns=time.monotonic_ns())
-            elif command == "report":
+                emit("halted", t_ns=time.monotonic_ns(), sent_by_stream=end.sender.sent() if end.sender else [])
+            elif command.startswith("report"):
                 end.settle()
                 emit("result", **end.counters(), sent_by_stream=end.sender.sent() if end.sender else [],
-                     received_by_stream=end.sink.received_by_stream(), episodes=end.sink.episodes(),
+                     received_by_stream=end.sink.received_by_stream(), marks=end.marks,
+                     absent=end.absent(json.loads(command[6:] or "[]")), episodes=end.sink.episodes(),
                      sources=[end.sink.source(stream) for stream in range(end.streams)],
                      log_full=end.sink.log_full, delay_ms_max=end.sink.delay_ns_max / 1e6, cpu_s=cpu_s())
                 return

@@ -7,11 +7,14 @@
     assert problems(result) == []
 
 Result      {"valid": True, "seconds": 30.1, "cpu_s": {"udp client": 3.9, …},
-             "tcp": {"connections", "opened_during_outage", "failed", "reset", "corrupt", "source_changed", "blocks"},
+             "tcp": {"connections", "opened_during_outage", "failed", "reset", "long_broken", "corrupt", "source_changed", "blocks"},
              "udp": {"sent", "received", "lost", "duplicated", "reordered", "corrupt", "source_changed",
                      "sink_overflow", "send_errors", "skipped", "delay_ms_max", "sources"},   # client to server
              "udp_reverse": {…},                                            # server to client, through the mapping
              "web": {"fetched", "failed", "corrupt"} or None,
+             "twins": {"sent", "received", "corrupt", "overflow", "asked", "answered"} or None,
+             "marks": {"udp": [{"t_ns", "sent": by stream}, …], "udp_reverse": […]},    # by `mark`, and
+             "absent": {"udp": [(stream, number), …], "udp_reverse": […]},              # what was lost
              "kills": [{"t_ns", "outage_ms", "opened_during_outage"}, …], "outage_ms": [3.1, …]}
 
 outage_ms   per kill: the largest one-way delay of a frame, or silence in which frames were lost, of either direction,
@@ -39,7 +42,7 @@ from typing import Any
 import nfckpt
 from nfckpt.errors import ConfigError, MachineError
 from nfckpt.testbed import netns
-from nfckpt.testbed.topology import CLIENT_IPS, SERVER_IP, Testbed
+from nfckpt.testbed.topology import CLIENT_IPS, GATEWAY_IP, SERVER_IP, Testbed
 
 __all__ = ["Load", "Workload", "problems"]
 
@@ -61,6 +64,7 @@ class Load:
     tcp_bits_s: float = 6e6             # payload, both directions together
     tcp_block_bytes: int = 1024
     web_file_bytes: int = 0             # e.g. 1 << 20: a curl loop, where curl exists
+    twin_groups_s: float = 0.0          # four identical datagrams and ARP requests, so often
     late_ms: float = 2.0                # what an outage is made of; below it lies the scheduler's noise
 
     def __post_init__(self) -> None:
@@ -98,6 +102,10 @@ class Workload:
         self._add("tcp server", {"server": SERVER_IP})
         if load.web_file_bytes and shutil.which("curl"):
             self._add("web server", {"server": SERVER_IP, "file_bytes": load.web_file_bytes})
+        if load.twin_groups_s:
+            twins = {"server": SERVER_IP, "gateway": GATEWAY_IP, "device": "eth0", "groups_s": load.twin_groups_s}
+            self._add("twins server", {**twins, "address": SERVER_IP})
+            self._add("twins client", {**twins, "address": CLIENT_IPS[0]})
         self._all("ready")
         self._add("tcp client", {"server": SERVER_IP, "connections": load.tcp_connections, "opens_s": load.tcp_opens_s,
                                  "bits_s": load.tcp_bits_s, "block_bytes": load.tcp_block_bytes})
@@ -116,6 +124,11 @@ class Workload:
         """A kill happens now, or at CLOCK_MONOTONIC `t_ns` (time.monotonic_ns())."""
         self.kills.append(time.monotonic_ns() if t_ns is None else t_ns)
 
+    def mark(self) -> None:
+        """Note what was sent so far: a loss can be told from one of before."""
+        for name in "udp client", "udp server":
+            self.programs[name].say("mark")
+
     def stop(self) -> dict[str, Any]:
         """Stop sending, let everything arrive (at most 5 s), and return the result described above."""
         for name in "udp client", "udp server", *self._clients():
@@ -125,17 +138,17 @@ class Workload:
         seconds = time.monotonic() - self._started
         for name in self._clients():        # the servers answer until the last client is done
             self.programs[name].say("report")
-        for name in "udp client", "udp server":
-            self.programs[name].say("report")
+        for name, other in (("udp client", "udp server"), ("udp server", "udp client")):
+            self.programs[name].say("report " + json.dumps(self.programs[other].events["halted"]["sent_by_stream"]))
         got = {name: self.programs[name].event("result", REPORT_S_MAX) for name in ("udp client", "udp server", *self._clients())}
-        for name in "tcp server", "web server":
+        for name in "tcp server", "web server", "twins server":
             if name in self.programs:
                 self.programs[name].say("report")
                 got[name] = self.programs[name].event("result", REPORT_S_MAX)
         return self._add_up(got, seconds)
 
     def _clients(self) -> list[str]:
-        return [name for name in ("tcp client", "web client") if name in self.programs]
+        return [name for name in ("tcp client", "web client", "twins client") if name in self.programs]
 
     def _add(self, name: str, want: dict[str, Any]) -> None:
         module, role = name.split()
@@ -156,14 +169,16 @@ class Workload:
             ns = max(_outage_ns(forth, t, until, stopped["udp client"]), _outage_ns(back, t, until, stopped["udp server"]))
             during = sum(syn <= t + ns and answer >= t for syn, answer in opened) if ns else 0
             kills.append({"t_ns": t, "outage_ms": round(ns / 1e6, 3), "opened_during_outage": during})
-        tcp = {key: got["tcp client"][key] for key in ("connections", "failed", "reset", "corrupt", "source_changed", "blocks")}
+        tcp = {key: got["tcp client"][key] for key in ("connections", "failed", "reset", "long_broken", "corrupt", "source_changed", "blocks")}
         tcp["corrupt"] += got["tcp server"]["corrupt"]
         web = {key: got["web client"][key] for key in ("fetched", "failed", "corrupt")} if "web client" in got else None
+        twins = {**got["twins client"], **got["twins server"]} if "twins client" in got else None
         return {
-            "valid": not any(sink["sink_overflow"] or sink["log_full"] for sink in (forth, back)),
+            "valid": not any(sink["sink_overflow"] or sink["log_full"] for sink in (forth, back)) and not (twins and twins["overflow"]),
             "seconds": round(seconds, 3),
             "tcp": {**tcp, "opened_during_outage": sum(kill["opened_during_outage"] for kill in kills)},
-            "udp": _one_way(back, forth), "udp_reverse": _one_way(forth, back), "web": web,
+            "udp": _one_way(back, forth), "udp_reverse": _one_way(forth, back), "web": web, "twins": twins,
+            "marks": {"udp": back["marks"], "udp_reverse": forth["marks"]}, "absent": {"udp": forth["absent"], "udp_reverse": back["absent"]},
             "kills": kills, "outage_ms": [kill["outage_ms"] for kill in kills],
             "cpu_s": {name: result["cpu_s"] for name, result in got.items()},
         }

@@ -22,6 +22,9 @@ from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.arena cimport LINE
 from nfckpt.native.epoch cimport Header, OutputHead, record_bytes_max
+from nfckpt.native.fault cimport (
+    ACK_READ, BEFORE_CAPTURE, CAPTURED, PAGES_CAPTURED, SHIPPED, board, digest_due, fault, note_digest,
+)
 from nfckpt.native.function cimport NativeFunction
 from nfckpt.native.gate cimport Gate, Held
 from nfckpt.native.patience cimport Patience
@@ -113,6 +116,7 @@ cdef class ActivePath:
                 self.agent.gate.commit_through(ack.epoch)
                 self.commits += 1
                 self.hold_ns_sum += now - captured_ns
+                fault(ACK_READ)
         return 0
 
     cdef int mail(self, uint64_t now) noexcept nogil:
@@ -170,6 +174,7 @@ cdef class ActivePath:
             return False
         if self.agent.in_flight:
             return self.engine.quiet(now)
+        fault(BEFORE_CAPTURE)
         want.session = self.session
         want.term = self.term
         want.epoch = self.engine.epoch
@@ -180,6 +185,11 @@ cdef class ActivePath:
         # straight into the ring where it allows and nothing waits before it
         in_place = self.channel.reserve(n) if self.has_channel and not self.encodes and self.staging.count == 0 else NULL
         self.writer.capture(self.agent.arena, self.agent.gate, self.agent.names, &want, self.sync, buf if in_place == NULL else in_place)
+        if digest_due(want.epoch):
+            note_digest(board, want.session, want.epoch, self.agent.arena.base, self.agent.arena.size)
+        fault(CAPTURED)
+        if self.pages_ride:
+            fault(PAGES_CAPTURED)
         self.captured = True
         self.cut_ns = now
         self.echo_ns = self.peer_stamp
@@ -191,6 +201,7 @@ cdef class ActivePath:
         if in_place != NULL:
             self.channel.publish(KIND_EPOCH, n)
             self.engine.took(now)
+            fault(SHIPPED)
             return True
         coded = self._encoder.encode(buf, n, self.agent._ports.n) if self.encodes else n
         self.staging.put(coded, n, now)
@@ -207,6 +218,7 @@ cdef class ActivePath:
             if self.channel.push(KIND_EPOCH, self.staging.oldest(), self.staging.nbytes[self.staging.first]) != 1:
                 break
             self.engine.took(self.staging.pop())
+            fault(SHIPPED)
         self.channel.drain()
 
     @property

@@ -17,6 +17,7 @@ from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX, DONE, DROP, FRAME_MAX, OWNED, SEND
 from nfckpt.native.digest cimport nf_frame_key
+from nfckpt.native.fault cimport BURST_HELD, FRAMES_DECIDED, FRAMES_READ, HALF_HELD, HALF_REPLAYED, fault
 from nfckpt.native.headers cimport parse
 from nfckpt.native.port_set cimport raise_gone
 
@@ -93,6 +94,7 @@ cdef class Agent:
             self.c.handed_out += n
             for i in range(n):
                 self.c.malformed += burst.malformed[i]
+            fault(FRAMES_READ)
         return n
 
     cdef int read(self, Burst b, int max_frames, uint64_t now) noexcept nogil:
@@ -100,7 +102,8 @@ cdef class Agent:
         if self.has_tap:
             if self._tap.look(now, 8) < 0:
                 return -1
-            self._tap.take(b, max_frames)
+            if self._tap.take(b, max_frames):
+                fault(HALF_REPLAYED)
         else:
             self._turn = (self._turn + 1) % n_ports
             for k in range(n_ports):
@@ -176,6 +179,7 @@ cdef class Agent:
         cdef int i, sent = 0, done = 0
         cdef uint8_t v
         cdef bint unsendable = False
+        fault(FRAMES_DECIDED)
         for i in range(burst.n):
             v = burst.verdict[i]
             if v == SEND:
@@ -187,6 +191,8 @@ cdef class Agent:
                     continue
                 if self.keeping:
                     self._kept.made(self.gate.tail - 1, burst.key[i])
+                if sent == 0:
+                    fault(HALF_HELD)
                 sent += 1
             elif v == DROP:
                 self.c.dropped += 1
@@ -196,6 +202,7 @@ cdef class Agent:
             done += 1
         self.c.sent += sent
         self.in_flight -= done
+        fault(BURST_HELD)
         return -1 if unsendable else sent
 
     def drop(self, Burst burst not None):

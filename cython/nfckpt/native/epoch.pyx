@@ -29,6 +29,7 @@ from libc.string cimport memcpy, memset
 from nfckpt.native.arena cimport CHECK, __builtin_prefetch, LINE, PAGE
 from nfckpt.native.burst cimport FRAME_MAX
 from nfckpt.native.digest cimport nf_hash
+from nfckpt.native.fault cimport HALF_APPLIED, fault
 from nfckpt.native.gate cimport Held
 from nfckpt.native.staging cimport Staging
 
@@ -313,6 +314,8 @@ cdef void record_apply(Record* r, Arena arena) noexcept nogil:
     for i in range(r.h.n_lines):
         if i + ASK_LINES < r.h.n_lines:
             __builtin_prefetch(arena.base + <uint64_t>r.line_no[i + ASK_LINES] * LINE, 1)
+        if i == r.h.n_lines >> 1:
+            fault(HALF_APPLIED)
         _swap_line(r, arena, i)
     for i in range(r.h.n_pages):
         _swap_page(r, arena, i)

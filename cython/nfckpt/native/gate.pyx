@@ -20,6 +20,7 @@ from nfckpt.errors import StateError
 
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
+from nfckpt.native.fault cimport HALF_RELEASED, RELEASED, fault
 
 cdef enum:
     SLACK = 16384               # a wrap of the byte ring wastes less than this
@@ -144,6 +145,8 @@ cdef class Gate:
                 self.refused_port += 1
             self.buf_head = h.end
             self.head += 1
+            if n == 0:
+                fault(HALF_RELEASED)
             n += 1
         if self.head == self.tail:              # start over at the first byte: what is in use stays in cache
             self.buf_head = self.buf_tail = 0
@@ -154,6 +157,7 @@ cdef class Gate:
                     self._waiting += 1
             if self._waiting == 0:
                 self.released_through = self.head
+            fault(RELEASED)
         return n
 
     def commit(self, uint64_t epoch):

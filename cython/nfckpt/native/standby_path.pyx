@@ -19,6 +19,9 @@ from nfckpt.native.delta_decoder cimport DELTA_MISMATCH, DeltaDecoder, NO_INPUT,
 from nfckpt.native.epoch cimport (
     Record, SYNC_LAST, record_agrees, record_apply, record_ask, record_fault, record_parse, record_register,
 )
+from nfckpt.native.fault cimport (
+    ACKED, APPLIED, PAGES_APPLIED, RECORD_READ, REGISTERED, board, digest_due, fault, note_digest,
+)
 from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
 
@@ -113,6 +116,7 @@ cdef class StandbyPath:
         cdef Record r
         cdef Ack ack
         cdef int d
+        fault(RECORD_READ)
         self.missing = False
         if is_delta(data, n):
             d = self._decoder.decode(data, n, self.arena, self.tap, self.n_ports)
@@ -144,6 +148,7 @@ cdef class StandbyPath:
         record_ask(&r, self.arena)
         if self.has_tap and not record_register(&r, self.tap, now):
             return 0
+        fault(REGISTERED)
         self.heard_ns = now                 # not before: one that waits is offered again and again, and is no sign of life
         self._decoder.follow(r.h)
         self.epoch = r.h.epoch
@@ -158,10 +163,16 @@ cdef class StandbyPath:
                 self.channel.push(KIND_ACK, <uint8_t*>&ack, ACK_BYTES)
                 self.ack_head[r.h.epoch % ACKS] = self.channel.pushed_to()
             self.ack_seq[r.h.epoch % ACKS] = self.next_seq
+        fault(ACKED)
         record_apply(&r, self.arena)
+        fault(APPLIED)
+        if r.h.n_pages:
+            fault(PAGES_APPLIED)
         self.epochs += 1
         if r.h.flags & SYNC_LAST:
             self.last_page = True
+        if self.last_page and digest_due(r.h.epoch):
+            note_digest(board, r.h.session, r.h.epoch, self.arena.base, self.arena.size)
         if self.last_page and not record_agrees(&r, self.arena, self.secret):
             self.divergent_epoch = r.h.epoch
         return 1

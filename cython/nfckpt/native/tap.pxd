@@ -25,6 +25,7 @@ cdef class Tap:
     cdef readonly uint64_t skew_ns
     cdef TapCounters c
     cdef uint64_t named_ts[MAX_PORTS]       # youngest arrival that an epoch named, per port
+    cdef uint64_t floor[MAX_PORTS]          # what is read from now on arrived no earlier, per port
     cdef uint64_t cursor[MAX_PORTS]         # entry number where the head of each port's queue may be
     cdef readonly bint buffering            # unmatched frames are kept as inputs
     cdef readonly uint64_t exact_ns         # names registered later count as tap_missed when never seen; 0: none do

@@ -24,6 +24,7 @@ from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX
 from nfckpt.native.digest cimport nf_frame_key
+from nfckpt.native.fault cimport TAP_READ, fault
 from nfckpt.native.keyed_fifo cimport Entry, NO_ENTRY
 from nfckpt.native.port cimport Port
 from nfckpt.native.port_set cimport raise_gone
@@ -57,7 +58,7 @@ cdef class Tap:
         self.credits.reset()
         self.expected.reset()
         for p in range(MAX_PORTS):
-            self.named_ts[p] = 0
+            self.named_ts[p] = self.floor[p] = 0
             self.cursor[p] = 0
         self.buffering = False
         self.exact_ns = 0
@@ -143,6 +144,12 @@ cdef class Tap:
                 if n < 0:
                     return -1
                 for i in range(n):
+                    # a ring's order is that of arrival. The kernel stamps a frame before it queues it, and a busy CPU may sit on it
+                    # for longer than the skew: by its stamp, rule 5 would take it for one that the active never had
+                    if self._scratch.ts[i] < self.floor[p]:
+                        self._scratch.ts[i] = self.floor[p]
+                    else:
+                        self.floor[p] = self._scratch.ts[i]
                     self._scratch.key[i] = nf_frame_key(self.secret, p, self._scratch.data(i), self._scratch.length[i])
                     self.expected.prefetch(self._scratch.key[i])
                 for i in range(n):
@@ -150,11 +157,15 @@ cdef class Tap:
                                    self._scratch.length[i])
                 total += n
                 if n < BURST_MAX and self._scratch.has_room():
+                    if self.floor[p] < now:
+                        self.floor[p] = now         # empty then: what comes next arrives later
                     break
             else:
                 through = self.read_ns      # this port still holds older frames
         self.read_ns = through
         self.c.seen += total
+        if total:
+            fault(TAP_READ)
         return total
 
     def note_drops(self, uint64_t now):

@@ -355,6 +355,19 @@ cdef class Sink:
             return None
         return socket.inet_ntoa(struct.pack("!I", self.s[stream].ip)), self.s[stream].port
 
+    def absent(self, int stream, uint64_t sent, int limit=1000):
+        """list[int]: the first `limit` numbers below `sent` of a stream that have not come."""
+        cdef uint64_t n
+        if not 0 <= stream < <int>self.streams:
+            raise IndexError(stream)
+        found = []
+        for n in range(min(sent, self.seq_max)):
+            if not self.s[stream].seen[n >> 3] >> (n & 7) & 1:
+                found.append(n)
+                if len(found) == limit:
+                    break
+        return found
+
     @property
     def missing(self):
         """Numbers below the largest seen that have not come: lost, or still on their way behind others."""
