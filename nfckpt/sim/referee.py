@@ -72,7 +72,7 @@ class Referee:
         if other is not None and other.takeover is not None and other.takeover.step is not Step.CLAIM:
             return False
         return (lead is not None and other is not None and lead.alive and other.alive and isinstance(lead.core, Active)
-                and lead.core.state in states and lead.core.term == term
+                and lead.core.state in states and lead.core.term == term and not lead.core.giving_up
                 and isinstance(other.core, Standby) and other.core.may_claim and other.core.term == lead.core.term)
 
     def fault(self) -> None:
