@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import sys
 import threading
@@ -40,7 +41,7 @@ class WitnessActor:
         """`actors`: node → name of its actor."""
         forget_proxy()
         self._actors, self._namespace = actors, namespace
-        self._witness = Witness(actors, time.time_ns() & (1 << 62) - 1) if restarted else Witness()
+        self._witness = Witness(actors, 1 + secrets.randbits(62)) if restarted else Witness()
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         said = self._witness.ask(msgspec.convert(question, Question))
