@@ -271,8 +271,8 @@ class Campaign:
     def _promotions(self) -> list[Promotion]:
         """Who may emit from when: a takeover's first frame leaves before it is reported, but not before the loss was noticed."""
         found: list[Promotion] = []
-        noticed: dict[tuple[str, int], int] = {(fields["node"], fields["term"]): at - fields["outage_us"] * 1000
-                                               for name, at, fields in self.events if name == "takeover"}
+        noticed: dict[tuple[str, int], int] = {(fields["node"], fields["term"]): fields["lost_ns"]
+                                               for name, _, fields in self.events if name == "takeover"}
         for name, at, fields in self.events:
             if name == "active":
                 found.append(Promotion(fields["node"], 0 if not found else noticed.get((fields["node"], fields["term"]), at)))
