@@ -116,7 +116,7 @@ def chaos(
     rate: Annotated[int, typer.Option(min=2, max=1_000_000, help="Numbered UDP frames a second, both directions together.")] = 20_000,
     seconds: Annotated[float, typer.Option(min=0.0, help="Stop after so long, however many kills there were; 0: never.")] = 0.0,
     ray: Annotated[Optional[bool], typer.Option("--ray/--no-ray", help=RAY_HELP)] = None,  # noqa: UP045
-    report: Annotated[Optional[Path], typer.Option(help="Write the run as one HTML file: pip install nfckpt[report].")] = None,  # noqa: UP045
+    report: Annotated[Optional[Path], typer.Option(help="Write the run as one HTML file: needs pip install 'nfckpt\\[report]'.")] = None,  # noqa: UP045
     log: Annotated[Optional[Path], typer.Option(help="Append every event and strike to this file, as JSON lines.")] = None,  # noqa: UP045
     list_faults: Annotated[bool, typer.Option("--list-faults", help="What can be done to a pair, and where it can die.")] = False,
     as_json: Json = False,
