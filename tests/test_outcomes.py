@@ -236,7 +236,7 @@ def test_active_dead_in_solo(rig: VethRig, profile: str) -> None:
         begin_anew(rig)
         rig.pair.kill_active()
         (gone,) = until(lambda: rig.seen("receipt", blank=True), 20)
-        assert f"nobody has the state of term {term}" in gone["reason"] and (gone["term"], gone["exact"]) == (term + 1, False)
+        assert f"no node held the state of term {term}" in gone["reason"] and (gone["term"], gone["exact"]) == (term + 1, False)
         if profile == "hosts":
             assert rig.active == active                         # the other one stands still, whole of the lost term
     if profile == "hosts":                                      # it wakes, and claims the term that is taken
@@ -409,7 +409,7 @@ def test_active_dead_while_the_standby_syncs(rigs: Rigs, profile: str) -> None:
         (row,) = until(lambda: rig.seen("exited", name, code=11), 20)
         assert "before it was whole" in row["why"]
         (gone,) = until(lambda: rig.seen("receipt", blank=True), 20)
-        assert "nobody has the state of term 1" in gone["reason"] and gone["term"] == 2
+        assert "no node held the state of term 1" in gone["reason"] and gone["term"] == 2
         whole(rig)
         assert rig.term == 2 and not rig.seen("takeover")
         rig.traffic.go()

@@ -1,7 +1,7 @@
 """Outlook: if the active died now, what would it cost? From a pair's status, its bounds and its past receipts.
 
                      the process dies                        it hangs (or, profile hosts, its machine dies)
-    detection        host: the kernel's word; hosts: the     hang_ms_max
+    detection        host: the kernel's word; hosts: the     the hang bound, as it is now
                      end of the channel
     grant            host: standing, 0; hosts: the witness's measured answer time
     fence            host: 0; hosts: what is left of lease_ms + lease_margin_ms after the detection

@@ -198,7 +198,7 @@ class Faults:
 
     def _stop_active(self, node: SimShell) -> None:
         self.world.referee.fault()
-        ms = self.rng.choice((3, 15, 30, 60, 120))
+        ms = self.rng.choice((3, 15, 30, 60, 90, 120))
         self.world.trace(node, f"is stopped for {ms} ms")
         node.stopped_until = self.world.now + ms * MS
 
