@@ -39,7 +39,7 @@ def test_every_event_of_the_code_is_on_the_page() -> None:
     listed = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1] if "|" in row else "")}
     said = set()
     for path in (ROOT / "nfckpt").rglob("*.py"):
-        if path.parts[-2] in ("node", "replica", "deploy", "observe"):
+        if path.parts[-2] in ("node", "replica", "deploy", "observe", "failover"):
             said |= set(re.findall(r'(?:_report|_event|Event|\.say|self\._say|_say)\(\s*"(\w+)"', path.read_text()))
     assert said and said - {"hello"} == listed, said ^ listed
 

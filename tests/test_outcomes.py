@@ -338,7 +338,7 @@ def test_witness_dead_and_the_standby_suspected(rig: VethRig, profile: str) -> N
     active, name, term = rig.active, rig.standby, rig.term
     with stopped(rig.pair.keepers[name].pid):
         with rig.no_witness():
-            until(lambda: len(rig.seen("witness_silent", active, verb="solo")) > 1, 20)
+            until(lambda: len(rig.seen("witness_silent", active, verb="reclaim" if profile == "hosts" else "solo")) > 1, 20)
             before = rig.emitted(active)
             time.sleep(0.1)
             assert status(rig, active)["role"] == "holding" and rig.emitted(active) == before

@@ -196,7 +196,10 @@ class Shell:
             self._carrier_ns = now + CARRIER_MS * MS
             down = [port.name for port in self.ports if not port.carrier()]
             for name in sorted({*down} ^ {*self.ports_down}):
-                self._report("port_down" if name in down else "port_up", {"port": name})
+                if name in down:
+                    self._report("port_down", {"port": name})
+                else:
+                    self._report("port_up", {"port": name})
             if down and not self.ports_down:
                 self.down_ns = now
             self.ports_down = down
