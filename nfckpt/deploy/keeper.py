@@ -204,6 +204,7 @@ class Keeper:
             process = subprocess.Popen(
                 [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
                 pass_fds=(theirs.fileno(), *self._pass_fds),
+                start_new_session=self.spec.orphan_ms > 0,      # Ray ends the process group of a worker that died
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
         self.starts += 1
         wire.send(ours, self.spec)
