@@ -54,7 +54,7 @@ class Segment:
         nodes = {n: NodeConfig(ports=[hub.endpoint_spec(i + 1, by_path=True) for hub in self.hubs],
                                address=f"127.0.0.1:{port + i}", cpu=i) for i, n in enumerate("ab")}
         return PairConfig(name=name, app="tests.ray_app:Wire", profile=profile, nodes=nodes,
-                          bounds=Bounds(arena_bytes=1 << 20, unsafe_no_egress_lease=True))
+                          bounds=Bounds(arena_bytes=1 << 20, unsafe_no_egress_lease=True, hang_ms=400))
 
     def __enter__(self) -> Segment:
         self._stop.clear()
