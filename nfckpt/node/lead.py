@@ -217,7 +217,7 @@ class Leader(Shell):
                 else:
                     app.on_burst(burst, ctx)
                 agent.finish(burst)
-            if tick_ns and ctx.now_ns >= next_tick and self.suspects is None:
+            if tick_ns and ctx.now_ns >= next_tick and self.suspects is None and not agent.paused:
                 next_tick = ctx.now_ns + tick_ns
                 app.on_tick(ctx)
 

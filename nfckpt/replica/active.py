@@ -393,7 +393,7 @@ class Active:
     # ── planned switch ───────────────────────────────────────────────────────────────────────────
 
     def hand_over(self) -> bool:
-        """Begin a planned switch: input stops, the rest commits, then the standby claims the term. False: not protected."""
+        """Begin a planned switch: input and timers stop, the rest commits, then the standby claims the term. False: not protected."""
         if self.state is S.ACTIVE and not self.peer_gap:
             self.handing_over = True
         return self.handing_over
