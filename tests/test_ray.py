@@ -247,9 +247,10 @@ import sys, os, time, msgspec
 from nfckpt.config import PairConfig
 from nfckpt.deploy.ray_pair import RayPair
 config = msgspec.json.decode(sys.argv[1], type=PairConfig)
-with RayPair(config, address=sys.argv[2], on_event=lambda name, at, f: name == "started" and print(f["pid"], flush=True)) as pair:
+with RayPair(config, address=sys.argv[2]) as pair:
     pair.wait_protected()
-    print("cluster", pair._cluster.address, *(s["keeper_pid"] for s in pair.status().values()), pair._run_dir, flush=True)
+    nodes = pair.status().values()
+    print("cluster", pair._cluster.address, *(s["keeper_pid"] for s in nodes), pair._run_dir, *(f"\\n{s['pid']}" for s in nodes), flush=True)
     print("protected", flush=True)
     time.sleep(60)
 """
