@@ -6,10 +6,8 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from nfckpt.testbed.chaos.emissions import Promotion, Run, stale_frames
 from nfckpt.testbed.chaos.faults import FAULTS, chosen, points
 from nfckpt.testbed.chaos.ledger import Hit, Ledger, histogram, quantile
 from nfckpt.testbed.chaos.schedule import schedule
-from tests.test_demo import children
+from tests.test_demo import interrupt
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
@@ -68,18 +66,7 @@ def test_a_network_function_that_loses_frames_is_caught() -> None:
 @pytest.mark.box
 def test_an_interrupt_ends_it_and_leaves_nothing() -> None:
     with chaos("--kills", "100", "--rate", "1000", "--faults", "kill") as process:
-        assert process.stderr
-        while "kill-" not in process.stderr.readline():
-            assert process.poll() is None
-        inside = children(process.pid)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert len(inside) > 4
-    deadline = time.monotonic() + 2
-    while any(Path(f"/proc/{pid}").exists() for pid in inside):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        interrupt(process, process.stderr, "kill-", 20)
 
 
 @pytest.mark.parametrize(("args", "said"), [

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -56,12 +56,17 @@ def test_nothing_breaks(profile: str) -> None:
 @pytest.mark.box
 def test_an_interrupt_ends_it_and_leaves_nothing() -> None:
     with demo("--no-ray", "--kills", "100", "--connections", "20", "--udp-rate", "2000") as process:
-        assert process.stdout
-        while "killed" not in process.stdout.readline():
-            assert process.poll() is None
-        inside = children(process.pid)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        interrupt(process, process.stdout, "killed", 10)
+
+
+def interrupt(process: subprocess.Popen[str], said: IO[str] | None, word: str, timeout_s: float) -> None:
+    """Ctrl-C once a line with `word` was said: `process` ends as an interrupted one does, and with it all it had started."""
+    assert said
+    while word not in said.readline():
+        assert process.poll() is None
+    inside = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=timeout_s)
     assert process.returncode == 130
     assert len(inside) > 4
     deadline = time.monotonic() + 2

@@ -370,7 +370,7 @@ cdef class FlowTable(Structure):
         slots = self.sweep_many(now, timeout_ns, budget)
         if slots is _NONE:
             return self.nothing
-        gone = slots, self.keys[slots], self.values[slots]
+        gone = slots, self.keys[slots], self.get(slots)
         self.erase_many(slots)
         return gone
 
