@@ -332,21 +332,7 @@ class Leader(Shell):
             self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room
-        if self.listener is None:
-            if isinstance(self._made, Exception):
-                raise self._made
-            self.listener, self._made, self._poll = self._made, None, None
-        if self.listener is None:
-            pass
-        elif self.transport is None and self.suspects is None and (fresh := self.listener.poll()) is not None:
-            if core.state.value == "solo":
-                self._adopt(fresh)
-                self.detector = Detector(self.bounds, now)
-            else:
-                fresh.close()
-        if self.listener is not None and self.listener.refused != self._refused and now >= self._refused_ns:
-            self._refused, self._refused_ns = self.listener.refused, now + 1000 * MS
-            self._report("follower_refused", {"reason": self.listener.refusal})
+        self._listen(core, now)
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
@@ -356,3 +342,23 @@ class Leader(Shell):
                 fault.hit("receipt")
             if self.receipt is None and not tap.waiting_inputs:
                 self.agent.tap = None
+
+    def _listen(self, core: Active, now: int) -> None:
+        """Let a follower in. After a takeover another thread makes the listener: it may come at any instruction of this one."""
+        if self.listener is None:
+            made = self._made
+            if made is None:
+                return
+            if isinstance(made, Exception):
+                raise made
+            self.listener, self._poll = made, None
+        listener = self.listener
+        if self.transport is None and self.suspects is None and (fresh := listener.poll()) is not None:
+            if core.state.value == "solo":
+                self._adopt(fresh)
+                self.detector = Detector(self.bounds, now)
+            else:
+                fresh.close()
+        if listener.refused != self._refused and now >= self._refused_ns:
+            self._refused, self._refused_ns = listener.refused, now + 1000 * MS
+            self._report("follower_refused", {"reason": listener.refusal})
