@@ -94,7 +94,8 @@ class NetworkFunction:
     """Names in the order of port indices, e.g. ("lan", "wan"): what `burst.port` and `out_port` count."""
 
     tick_ms: int = 0
-    """Call `on_tick` at least this often, in ms of the pair's clock, when above 0; also while no frame comes."""
+    """Call `on_tick` at least this often, in ms of the pair's clock, when above 0; also while no frame comes. It waits as input does:
+    for room at the gate for `burst_frames_max` frames four times, and for the end of a planned switch."""
 
     declares_ahead: bool = False
     """True: `declare` only declares (and fills fresh state); nothing it keeps on self depends on what the state holds. Then a standby

@@ -101,7 +101,7 @@ MUTANTS = [
     _m("capture-with-frames-in-the-app", "I1", (LEADS, "if self.agent.in_flight:\n", "if False:\n"), at=4),
     _m("input-postpones-the-cut", "I3", (ENGINE, "if pending and self.opened_ns == 0:", "if pending:"), at=0),
     _m("forget-the-quiesce-number", "I11", (ENGINE, "if number != self._request or not self._requested:", "if not self._requested:"), at=4),
-    _m("drop-at-a-full-gate", "I12", (AGENT, "or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):", "or False):"), at=4),
+    _m("drop-at-a-full-gate", "I12", (AGENT, "and self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes))", "and True)"), at=4),
     _m("no-fence-on-suspicion-host", "I9", (TAKEOVER, "                    effects.append(KillPeer())\n                if self.peer_dead:\n", "                if True:\n"), at=53),
     _m("no-fence-on-suspicion-hosts", "I9", (TAKEOVER, "elif not self.leases or now >=", "elif True or now >="), at=126),
     _m("takeover-without-claim", "I9", (TAKEOVER, "                effects += self._ask(now, \"claim\")\n",

@@ -281,6 +281,23 @@ def test_a_frame_that_finds_the_gate_full_stays_with_the_app() -> None:
     assert rig.ports[1].left == [frame(n) for n in range(8)]
 
 
+def test_timers_wait_for_what_input_waits_for() -> None:
+    rig = Rig(gate_frames=256)
+    burst = Burst()
+    for n in range(248):
+        assert rig.agent.emit(1, frame(n))
+    assert rig.agent.admits(burst, 2)                                              # room for 4 * 2
+    assert rig.agent.emit(1, frame(248))
+    assert not rig.agent.admits(burst, 2) and rig.rx(frame(1), most=2) == 0
+    rig.gate.open()
+    rig.gate.release()
+    assert rig.agent.admits(burst, 2)
+    rig.agent.paused = True
+    assert not rig.agent.admits(burst, 2)
+    rig.agent.paused, rig.agent.running = False, False
+    assert not rig.agent.admits(burst, 2)
+
+
 def test_a_hook_may_answer_no_packets() -> None:
     rig, answers = Rig(), [True, False]
     rig.agent.hook = lambda: answers.pop(0)

@@ -217,9 +217,12 @@ class Leader(Shell):
                 else:
                     app.on_burst(burst, ctx)
                 agent.finish(burst)
-            if tick_ns and ctx.now_ns >= next_tick and self.suspects is None and not agent.paused:
-                next_tick = ctx.now_ns + tick_ns
-                app.on_tick(ctx)
+            if tick_ns and ctx.now_ns >= next_tick and self.suspects is None:
+                if agent.admits(burst, size):
+                    next_tick = ctx.now_ns + tick_ns
+                    app.on_tick(ctx)
+                else:                           # timers wait as input does
+                    next_tick = ctx.now_ns + MS
 
     def _hook(self) -> bool:
         """The poll boundary. True: answer "no packets"."""

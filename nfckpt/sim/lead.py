@@ -119,9 +119,12 @@ class SimLeader(SimFollower):
                     yield self._at("in app")
                     self._finish(burst)
                     yield self._at("done")
-            if app.tick_ms and ctx.now_ns >= next_tick and not agent.paused:     # its timers wait for the end of a switch, as input does
-                next_tick = ctx.now_ns + app.tick_ms * MS
-                app.on_tick(ctx)
+            if app.tick_ms and ctx.now_ns >= next_tick:
+                if agent.admits(burst, b.burst_frames_max):
+                    next_tick = ctx.now_ns + app.tick_ms * MS
+                    app.on_tick(ctx)
+                else:
+                    next_tick = ctx.now_ns + MS
             busy = (core.path.sync_pages or core.path.staging.count or self.outbox or heard != core.path.heard_ns
                     or taken != agent.handed_out)
             opened = core.engine.opened_ns

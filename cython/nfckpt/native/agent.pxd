@@ -52,6 +52,7 @@ cdef class Agent:
     cdef AgentCounters c
     cdef uint64_t secret[4]
     cdef int _turn
+    cdef bint has_room(self, Burst burst, int max_frames) noexcept nogil
     cdef int receive(self, Burst b, int max_frames, uint64_t now) noexcept nogil
     cdef int read(self, Burst b, int max_frames, uint64_t now) noexcept nogil
     cdef void sift(self, Burst b, uint64_t now) noexcept nogil

@@ -76,6 +76,14 @@ cdef class Agent:
             raise_gone(self._ports)
         return n
 
+    cdef bint has_room(self, Burst burst, int max_frames) noexcept nogil:
+        return (self.names.n + max_frames <= self.names.capacity
+                and self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes))
+
+    def admits(self, Burst burst not None, int max_frames):
+        """Whether the app may make output now: what rx_burst asks before it hands out frames, and the caller of a timer before it."""
+        return self.running and not self.paused and self.has_room(burst, max_frames)
+
     cdef int receive(self, Burst burst, int max_frames, uint64_t now) noexcept nogil:
         """rx_burst after the poll boundary, without the GIL. `burst` is empty. -1: a port is gone."""
         cdef int n, i
@@ -83,8 +91,7 @@ cdef class Agent:
             return 0
         if max_frames > self.frames_max:
             max_frames = self.frames_max
-        if (self.names.n + max_frames > self.names.capacity
-                or not self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes)):
+        if not self.has_room(burst, max_frames):
             self.c.backpressure += 1
             return 0
         n = self.read(burst, max_frames, now)
