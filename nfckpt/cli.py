@@ -264,6 +264,25 @@ def failover(pair: PairName = None, as_json: Json = False) -> None:
 
 @app.command(epilog="""Examples:
 
+nfckpt maintenance b
+
+nfckpt maintenance b --off --pair edge-nat""")
+def maintenance(
+    node: Annotated[str, typer.Argument(help="The node to take out.", show_default=False)],
+    off: Annotated[bool, typer.Option("--off", help="It may run again: it is synced, and protects.")] = False,
+    pair: PairName = None,
+    as_json: Json = False,
+) -> None:
+    """Take a node out: its role is handed over first, then its process ends, and none is started until --off. The pair goes on alone."""
+    import json
+
+    from nfckpt.deploy.control import ask
+    body = ask(pair, "maintained" if off else "maintenance", node)
+    print(json.dumps(body) if as_json else f"{node} {'runs again' if off else 'is in maintenance'}; {body['active'] or 'nobody'} is the active of {body['pair']}")
+
+
+@app.command(epilog="""Examples:
+
 nfckpt witness
 
 nfckpt witness --force --pair edge-nat""")

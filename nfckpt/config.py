@@ -184,6 +184,10 @@ class PairConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     """Folder on each node for frames that its app did not survive; "" is nfckpt-UID-quarantine in the folder for temporary files."""
     receipts_dir: str = ""
     """Folder where `nfckpt run` keeps receipts; "" is nfckpt in $STATE_DIRECTORY, $XDG_STATE_HOME or ~/.local/state."""
+    preempt: str = ""
+    """Node that takes its role back by a planned switch once the pair is protected again; "": whoever leads goes on."""
+    preempt_delay_s: float = 0.0
+    """… and has been protected without a break for so long."""
     hooks: list[Hook] = []
     bounds: Bounds = Bounds()
     nodes: dict[str, NodeConfig]
@@ -195,6 +199,8 @@ class _Pair(msgspec.Struct):
     profile: str = "host"
     quarantine_dir: str = ""
     receipts_dir: str = ""
+    preempt: str = ""
+    preempt_delay_s: float = 0.0
 
 
 _TABLES = ("pair", "app", "bounds", "nodes", "hooks")
@@ -213,6 +219,10 @@ def check(c: PairConfig) -> None:
         raise ConfigError(f"profile = {c.profile!r}", 'use "host" (one kernel, shared memory) or "hosts" (TCP, leases)')
     if not re.fullmatch(_NAME, c.name):
         raise ConfigError(f"name = {c.name!r}", "1 to 40 letters, digits, dots, dashes")
+    if c.preempt and c.preempt not in c.nodes:
+        raise ConfigError(f"preempt = {c.preempt!r}: no such node", f"nodes: {', '.join(c.nodes)}; leave it out and whoever leads goes on")
+    if not 0 <= c.preempt_delay_s <= 86400:
+        raise ConfigError(f"preempt_delay_s = {c.preempt_delay_s}", "between 0 and 86400 seconds")
     if not re.fullmatch(r"[\w.]+:\w+", c.app):
         raise ConfigError(f"app = {c.app!r}", 'write it as "module:Class"')
     if len(c.nodes) != 2:
@@ -259,6 +269,7 @@ def check(c: PairConfig) -> None:
     need(b.beat_ms >= 1, "beat_ms", "must be at least 1")
     need(b.hang_ms_max >= 4 * b.beat_ms, "hang_ms_max", f"must be at least four beats ({4 * b.beat_ms} ms)")
     need(b.hang_ms >= 4 * b.beat_ms, "hang_ms", f"must be at least four beats ({4 * b.beat_ms} ms)")
+    need(b.hang_ms <= b.hang_ms_max, "hang_ms", f"must not be above hang_ms_max ({b.hang_ms_max}), up to which it adapts")
     need(b.lease_ms >= 4 * b.beat_ms, "lease_ms", f"must be at least four beats ({4 * b.beat_ms} ms)")
     need(b.claim_ms <= b.lease_ms + b.lease_margin_ms, "claim_ms",
          f"must not be above lease_ms + lease_margin_ms ({b.lease_ms + b.lease_margin_ms}): a takeover waits for those anyhow")
@@ -368,7 +379,7 @@ def loads(text: str, source: str = "config") -> PairConfig:
         pair = _typed(("pair",), raw["pair"], _Pair)
         config = PairConfig(
             name=pair.name, app=pair.app, profile=pair.profile, app_args=raw["app"],
-            quarantine_dir=pair.quarantine_dir, receipts_dir=pair.receipts_dir,
+            quarantine_dir=pair.quarantine_dir, receipts_dir=pair.receipts_dir, preempt=pair.preempt, preempt_delay_s=pair.preempt_delay_s,
             hooks=[_typed(("hooks", str(i)), hook, Hook) for i, hook in enumerate(raw["hooks"])],
             bounds=_typed(("bounds",), raw["bounds"], Bounds),
             nodes={name: _typed(("nodes", name), node, NodeConfig) for name, node in raw["nodes"].items()})
@@ -401,6 +412,8 @@ def example() -> str:
 name = "edge-nat"
 app = "nfckpt.apps.nat:Nat"         # module:Class
 profile = "hosts"                   # "host": both nodes on one kernel. "hosts": nothing shared, TCP and leases
+# preempt = "a"                     # takes its role back once it is a standby again; without: whoever leads goes on
+# preempt_delay_s = 30              # … and has been one for so long
 
 [app]                               # arguments of the class
 inside_ip = "10.0.0.1"

@@ -306,13 +306,13 @@ def test_a_port_that_is_not_there_ends_the_run_with_its_reason(tmp_path: Path, e
 def test_control_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
-    def answer(verb: str) -> dict[str, Any]:
+    def answer(verb: str, node: str) -> dict[str, Any]:
         if verb == "no":
             raise ProtectionError("it is not", "wait")
-        return {"verb": verb}
+        return {"verb": verb, "node": node}
 
     with ControlServer("one", answer) as server:
-        assert ask(None, "x") == ask("one", "x") == {"verb": "x"} and pairs() == ["one"]
+        assert ask(None, "x", "b") == {"verb": "x", "node": "b"} and ask("one", "x") == {"verb": "x", "node": ""} and pairs() == ["one"]
         with pytest.raises(ProtectionError, match="it is not"):
             ask("one", "no")
         with pytest.raises(ConfigError, match="already runs"):

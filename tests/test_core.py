@@ -25,7 +25,9 @@ from nfckpt.wire.messages import (
     Ack,
     Handover,
     Hello,
+    Prepare,
     Protected,
+    Ready,
     Refuse,
     TapOpen,
     Welcome,
@@ -326,6 +328,16 @@ class Leader:
         self.witness("protected")
         assert self.core.protected
 
+    def switch(self) -> None:
+        """A planned switch is wanted, and the standby has the next term."""
+        assert self.core.hand_over()
+        assert self.sent(self.core.tick(self.rig.now)) == [Prepare(self.core.session, TERM)]
+        assert self.say(Ready(self.core.session, TERM)) == []
+
+    @staticmethod
+    def sent(effects: list[object]) -> list[object]:
+        return [decode_control(memoryview(e.payload)) for e in effects if isinstance(e, Send) and e.kind == kinds.CONTROL]
+
 
 def test_a_switch_waits_for_a_record_that_the_channel_has_not_taken() -> None:
     """It named frames and wrote state, but held no output: the term was handed over in front of it."""
@@ -335,7 +347,8 @@ def test_a_switch_waits_for_a_record_that_the_channel_has_not_taken() -> None:
     rig.rx(frame(1))
     rig.agent.drop(rig.burst)
     rig.rx()
-    assert lead.core.hand_over() and rig.path.staged is not None
+    lead.switch()
+    assert rig.path.staged is not None
     assert lead.core.handed_over(rig.now) == []
     number = lead.ship()
     assert lead.core.handed_over(rig.now) == []
@@ -343,6 +356,71 @@ def test_a_switch_waits_for_a_record_that_the_channel_has_not_taken() -> None:
     (told,) = lead.core.handed_over(rig.now)
     assert isinstance(told, Send) and isinstance(decode_control(memoryview(told.payload)), Handover)
     assert lead.core.state is ActiveState.HANDED
+
+
+def test_service_goes_on_until_the_standby_has_the_next_term() -> None:
+    lead = Leader()
+    lead.protect()
+    with pytest.raises(PeerError, match="Ready"):
+        lead.say(Ready(lead.core.session, TERM))            # nobody asked
+    assert lead.core.hand_over() and lead.core.hand_over() and not lead.core.handing_over
+    ticks = [lead.core.tick(lead.rig.now + n * MS) for n in range(300)]
+    assert [m for effects in ticks for m in lead.sent(effects)] == [Prepare(lead.core.session, TERM)]
+    assert lead.core.state is ActiveState.ACTIVE and not lead.core.handing_over and lead.core.handed_over(lead.rig.now) == []
+    lead.say(Ready(lead.core.session, TERM))
+    assert lead.core.handing_over
+
+
+def test_a_standby_that_is_lost_while_it_claims_is_lost_as_any() -> None:
+    """It may have the next term, and was not told to lead: dead, nothing has to be waited for; silent, the witness decides."""
+    lead = Leader()
+    lead.protect()
+    lead.core.hand_over()
+    lead.core.tick(lead.rig.now)
+    effects = lead.core.on_peer_lost(lead.rig.now, "its process ended", True)
+    assert any(isinstance(e, Ask) and e.question.verb == "solo" for e in effects)
+    assert lead.core.state is ActiveState.SOLO and not lead.core.preparing
+    lead.core.on_witness(lead.rig.now, Answer("solo", "ok", TERM + 2, "a", lead.core.session))
+    assert lead.core.term == TERM + 2
+
+
+def test_a_standby_claims_for_a_switch_and_goes_on_following() -> None:
+    rig = Follower()
+    rig.standby()
+    claim = Ask(Question("claim", "b", TERM + 1))
+    with pytest.raises(PeerError, match="Handover"):
+        rig.hear(kinds.CONTROL, encode_control(Handover(SESSION, TERM)))           # before it has the term
+    assert rig.hear(kinds.CONTROL, encode_control(Prepare(SESSION, TERM))) == [claim]
+    assert [e for _ in range(2 * rig.bounds.claim_ms_max // 10 + 1) for e in rig.wait(10)] == [claim]      # no answer came
+    assert rig.core.on_witness(rig.now, Answer("protected", "ok", TERM + 1, "b")) == []
+    ready = rig.core.on_witness(rig.now, Answer("claim", "ok", TERM + 1, "b"))
+    assert Leader.sent(list(ready)) == [Ready(SESSION, TERM)] and rig.core.granted
+    assert rig.core.on_witness(rig.now, Answer("claim", "ok", TERM + 1, "b")) == []       # the answer to the first of two
+    assert rig.beat() and not rig.core.claimed                      # its lease goes on
+    assert rig.hear(kinds.CONTROL, encode_control(Handover(SESSION, TERM))) == [] and rig.core.handover
+    over = takeover(rig, kills=True, leases=False, handover=True)
+    assert over.advance(rig.now)[0] == Ask(Question("took", "b", TERM + 1)) and over.step is not Step.CLAIM
+
+
+def test_a_standby_that_is_refused_the_term_says_nothing() -> None:
+    rig = Follower()
+    rig.standby()
+    rig.hear(kinds.CONTROL, encode_control(Prepare(SESSION, TERM)))
+    assert rig.core.on_witness(rig.now, Answer("claim", "wait", TERM)) == [] and rig.core.preparing
+    assert rig.core.on_witness(rig.now, Answer("claim", "denied", TERM, "a")) == [] and not rig.core.granted
+
+
+def test_with_the_term_granted_for_a_switch_the_active_is_fenced_as_ever() -> None:
+    """It was lost before it handed over."""
+    rig = Follower()
+    rig.standby()
+    rig.beat()
+    rig.hear(kinds.CONTROL, encode_control(Prepare(SESSION, TERM)))
+    rig.core.on_witness(rig.now, Answer("claim", "ok", TERM + 1, "b"))
+    over = takeover(rig, kills=True, leases=False)
+    assert over.advance(rig.now) == [KillPeer()] and over.step is Step.FENCE
+    over = takeover(rig, kills=False, leases=True)
+    assert over.advance(rig.now) == [] and over.step is Step.FENCE
 
 
 def test_a_name_of_before_the_opening_takes_no_later_frame() -> None:
@@ -359,7 +437,7 @@ def test_a_name_of_before_the_opening_takes_no_later_frame() -> None:
 def handed_over() -> Leader:
     lead = Leader()
     lead.protect()
-    lead.core.hand_over()
+    lead.switch()
     lead.core.handed_over(lead.rig.now)
     assert lead.core.state is ActiveState.HANDED
     return lead

@@ -519,7 +519,7 @@ def test_watch_ends_cleanly_with_ctrl_c(tmp_path: Path) -> None:
     body = {"pair": "w", "profile": "host", "app": "m:C", "active": "", "protected": False, "keeper_pid": 1, "nodes": {}, "if_it_died_now": None,
             "trouble": {"why": "the pair is just starting", "since_s": 3.0, "to_do": "nothing yet"}}
 
-    def answer(verb: str) -> dict[str, Any]:
+    def answer(verb: str, node: str) -> dict[str, Any]:
         asked.set()
         return body
 

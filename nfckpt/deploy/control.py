@@ -1,6 +1,6 @@
 """Control socket: how `nfckpt status`, `failover` and `receipts` reach the `nfckpt run` that keeps a pair.
 
-Picture     nfckpt status ── {"verb": "status"}\n ──►  <folder>/<pair>.ctl  ──►  answer(verb)
+Picture     nfckpt status ── {"verb": "status"}\n ──►  <folder>/<pair>.ctl  ──►  answer(verb, node)
                           ◄─ {"ok": true, "body": {…}}\n ──   or {"ok": false, "error": …, "hint": …}
 
 One question a connection, both a line of JSON of at most LINE_BYTES_MAX. The folder is nfckpt in $XDG_RUNTIME_DIR
@@ -51,8 +51,8 @@ def pairs() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.ctl") if _alive(path))
 
 
-def ask(pair: str | None, verb: str) -> dict[str, Any]:
-    """Ask a running pair (None: the only one). Raises ProtectionError when there is none, or what it refused with."""
+def ask(pair: str | None, verb: str, node: str = "") -> dict[str, Any]:
+    """Ask a running pair (None: the only one), of one of its nodes where the question has one. Raises ProtectionError when there is none, or what it refused with."""
     if pair is None:
         running = pairs()
         if len(running) != 1:
@@ -64,7 +64,7 @@ def ask(pair: str | None, verb: str) -> dict[str, Any]:
         s.settimeout(ANSWER_S_MAX)
         try:
             s.connect(str(path))
-            s.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+            s.sendall(json.dumps({"verb": verb, "node": node}).encode() + b"\n")
             line = _line(s)
         except (FileNotFoundError, ConnectionRefusedError):
             raise ProtectionError(f"no pair {pair!r} runs here", f"running: {', '.join(pairs()) or 'none'}") from None
@@ -81,12 +81,12 @@ def ask(pair: str | None, verb: str) -> dict[str, Any]:
 
 
 class ControlServer:
-    """Answers on the socket of `pair` from a thread of its own: `answer(verb)` → JSON-able body, or NfckptError.
+    """Answers on the socket of `pair` from a thread of its own: `answer(verb, node)` → JSON-able body, or NfckptError.
 
     Raises ConfigError when a pair of this name already runs.
     """
 
-    def __init__(self, pair: str, answer: Callable[[str], dict[str, Any]]) -> None:
+    def __init__(self, pair: str, answer: Callable[[str, str], dict[str, Any]]) -> None:
         self._answer = answer
         self.path = folder() / f"{pair}.ctl"
         self._socket = _claim(self.path, pair)
@@ -122,11 +122,12 @@ class ControlServer:
 
     def _one(self, line: bytes) -> dict[str, Any]:
         try:
-            verb = json.loads(line)["verb"]
-        except (ValueError, KeyError, TypeError):
+            question = json.loads(line)
+            verb, node = str(question["verb"]), str(question.get("node", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
             return {"ok": False, "error": "not a question", "hint": '{"verb": "status"} and a newline'}
         try:
-            return {"ok": True, "body": self._answer(str(verb))}
+            return {"ok": True, "body": self._answer(verb, node)}
         except NfckptError as e:
             return {"ok": False, "error": e.message, "hint": e.hint}
 

@@ -15,7 +15,6 @@ import importlib.util
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -30,7 +29,6 @@ from nfckpt.observe.outlook import outlook
 
 __all__ = ["Pair", "answer", "has_ray", "make_pair", "run_foreground", "status_body"]
 
-FAILOVER_S_MAX = 5.0
 CANNOT_START = (1, 2, 5, 7, 8)      # crashed, bad configuration, refused, no port, the app raised: see node.EXIT
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
@@ -47,6 +45,8 @@ class Pair(Protocol):
     def close(self) -> None: ...
     def status(self) -> dict[str, dict[str, Any]]: ...
     def failover(self) -> bool: ...
+    def switch(self) -> tuple[str, str]: ...
+    def maintenance(self, node: str, on: bool = True) -> str: ...
     def view(self) -> WitnessView: ...
     def force_witness(self) -> None: ...
 
@@ -87,8 +87,8 @@ def status_body(pair: Pair, journal: Journal) -> dict[str, Any]:
             "if_it_died_now": outlook(c.profile, c.bounds, nodes, list(journal.receipts.rows))}
 
 
-def answer(pair: Pair, journal: Journal, verb: str) -> dict[str, Any]:
-    """Answer a question of the control socket: status, receipts, events, failover."""
+def answer(pair: Pair, journal: Journal, verb: str, node: str = "") -> dict[str, Any]:
+    """Answer a question of the control socket: status, receipts, events, witness, force, failover, maintenance, maintained."""
     if verb == "status":
         return status_body(pair, journal)
     if verb == "receipts":
@@ -99,17 +99,13 @@ def answer(pair: Pair, journal: Journal, verb: str) -> dict[str, Any]:
         if verb == "force":
             pair.force_witness()
         return {"pair": pair.config.name, **msgspec.to_builtins(pair.view())}
+    if verb in ("maintenance", "maintained"):
+        return {"pair": pair.config.name, "node": node, "maintenance": verb == "maintenance",
+                "active": pair.maintenance(node, verb == "maintenance")}
     if verb != "failover":
-        raise ProtectionError(f"unknown question {verb!r}", "status, receipts, events, witness, force or failover")
-    before = pair.active
-    if not before or not pair.failover():
-        raise ProtectionError("no failover now: the pair is not protected", "`nfckpt status` shows why; wait for its standby")
-    deadline = time.monotonic() + FAILOVER_S_MAX
-    while pair.active in ("", before) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    if pair.active in ("", before):
-        raise ProtectionError(f"{before} gives up its role, but nobody took it within {FAILOVER_S_MAX} s", "see `nfckpt status`")
-    return {"pair": pair.config.name, "from": before, "to": pair.active}
+        raise ProtectionError(f"unknown question {verb!r}", "status, receipts, events, witness, force, failover, maintenance or maintained")
+    before, after = pair.switch()
+    return {"pair": pair.config.name, "from": before, "to": after}
 
 
 def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pair], journal: Callable[[], Journal],
@@ -133,10 +129,10 @@ def run_foreground(config: PairConfig, make: Callable[[PairConfig, OnEvent], Pai
             refused.append(f"node {fields['node']}: {reasons.get(fields['node'], fields['why'])}")
         book.stream.note(name, at_ns, fields)
 
-    def reply(verb: str) -> dict[str, Any]:
+    def reply(verb: str, node: str) -> dict[str, Any]:
         if pair is None:
             raise ProtectionError("the pair is just starting", "ask again")
-        return answer(pair, book, verb)
+        return answer(pair, book, verb, node)
 
     with ControlServer(config.name, reply), contextlib.ExitStack() as undo:
         book = journal()

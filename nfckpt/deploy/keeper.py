@@ -6,7 +6,7 @@ Who uses it     the Ray actor (ray_actors.py), the local runner (local.py), or a
 
 Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life
                    │ ◄── WitnessAsk, Report, Reply ──┘
-                   └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order
+                   └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order or is in maintenance
 
 A process is started with exec, never fork. When its keeper ends it sees the socket's end within a millisecond: it ends too, or,
 with `spec.orphan_ms`, forwards on for so long, and a keeper of the same spec takes it over as it is (wire/adoption.py).
@@ -25,6 +25,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nfckpt.errors import ProtectionError
@@ -62,6 +63,11 @@ class Keeper:
         self._replied = threading.Condition(self._lock)
         self._number = 0
         self._stopping = threading.Event()
+        self._rest = Path(spec.run_dir, f"{spec.node}.maintenance")     # a file: the next keeper of this node knows it too
+        self._wanted = threading.Event()                # a process is to run
+        self._rested = False                            # the present life was asked to end for maintenance
+        if not self._rest.exists():
+            self._wanted.set()
         self._questions: queue.SimpleQueue[tuple[Question, socket.socket | None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"keeper-{spec.node}", daemon=True)
         self._asker = threading.Thread(target=self._carry, name=f"questions-{spec.node}", daemon=True)
@@ -83,13 +89,14 @@ class Keeper:
         return p.pid if p is not None and p.poll() is None else 0
 
     def status(self, timeout_s: float = 1.0) -> dict[str, Any]:
-        """The process's own status, with what only its keeper knows; {"node", "role": "down"} while there is none, "silent" while it
-        does not answer."""
+        """The process's own status, with what only its keeper knows; {"node", "role": "down"} while there is none,
+        "maintenance" where that is wanted, "silent" while it does not answer."""
         own = {"starts": self.starts, "witness_us": self.witness_us}
         try:
             return {**self.command("status", timeout_s), **own}
         except ProtectionError:
-            return {"node": self.spec.node, "role": "silent" if self.pid else "down", "term": 0, "protected": False, "epoch": 0, "pid": self.pid,
+            role = "silent" if self.pid else "down" if self._wanted.is_set() else "maintenance"
+            return {"node": self.spec.node, "role": role, "term": 0, "protected": False, "epoch": 0, "pid": self.pid,
                     "last_exit": list(self.last_exit or ()), **own}
 
     def command(self, verb: str, timeout_s: float = 1.0) -> dict[str, Any]:
@@ -126,9 +133,32 @@ class Keeper:
         p.send_signal(signal_number)
         return p.pid
 
+    def maintain(self, on: bool) -> None:
+        """On: end the process in order and start no other, until off. Idempotent. Whose role it has is the caller's business."""
+        with self._lock:
+            if on == (not self._wanted.is_set()):
+                return
+            if on:
+                self._rest.touch()
+                self._wanted.clear()
+                self._end_for_maintenance()
+            else:
+                self._rest.unlink(missing_ok=True)
+                self._wanted.set()
+        if on:
+            self._event("maintenance", {})
+        else:
+            self._event("maintained", {})
+
+    def _end_for_maintenance(self) -> None:
+        if self._sock is not None and not self._wanted.is_set():
+            self._rested = True
+            wire.send(self._sock, wire.Command("stop"))
+
     def stop(self, timeout_s: float = 3.0) -> None:
         """Stop the process in order, by force after `timeout_s`. Idempotent."""
         self._stopping.set()
+        self._wanted.set()
         if (sock := self._sock) is not None:
             wire.send(sock, wire.Command("stop"))
         if self._thread.is_alive():
@@ -144,13 +174,13 @@ class Keeper:
 
     def _run(self) -> None:
         pause = RESTART_S_MIN
-        while not self._stopping.is_set():
+        while self._wanted.wait() and not self._stopping.is_set():
             began = time.monotonic()
             code = self._one_life()
             self.last_exit = (code, self._reason or EXIT.get(code, f"signal {-code}" if code < 0 else "crashed"))
             self._event("exited", {"code": code, "why": self.last_exit[1]})
             self._questions.put((Question("gone", self.spec.node), None))
-            if self._stopping.is_set() or code in NO_RESTART:
+            if self._stopping.is_set() or (code in NO_RESTART and not self._rested):
                 break
             good = self._was_whole or time.monotonic() - began > RESTART_S_MAX
             pause = RESTART_S_MIN if good else min(pause * 2, RESTART_S_MAX)
@@ -177,11 +207,12 @@ class Keeper:
                     wire.send(sock, wire.WitnessSaid(answer))
 
     def _one_life(self) -> int:
-        self._reason, self._was_whole = "", False
+        self._reason, self._was_whole, self._rested = "", False, False
         sock, process = adopt(self.spec) or self._start()
         self.process = process
         with self._lock:
             self._sock = sock
+            self._end_for_maintenance()         # wanted since this life began
         if isinstance(process, subprocess.Popen):
             self._event("started", {"pid": process.pid})
         try:

@@ -19,6 +19,7 @@ from typing import Any
 from nfckpt.config import PairConfig, check
 from nfckpt.deploy.keeper import Keeper
 from nfckpt.deploy.pair import PairBase
+from nfckpt.deploy.preempt import Preempt
 from nfckpt.deploy.run_dir import RunDir
 from nfckpt.failover.witness import Answer, Question, Witness, WitnessView
 from nfckpt.secrets import new_key
@@ -41,8 +42,15 @@ class LocalPair(PairBase):
         self._lock = threading.Lock()
         self._run_dir = RunDir()
         key = key or new_key()
+        told = on_event or (lambda name, at_ns, fields: None)
+        self._preempt = Preempt(config.preempt, config.preempt_delay_s, self.switch, told)
+
+        def note(name: str, at_ns: int, fields: dict[str, Any]) -> None:
+            self._preempt.note(name, at_ns, fields)
+            told(name, at_ns, fields)
+
         self.keepers: dict[str, Keeper] = {
-            name: Keeper(NodeSpec(config, name, key, self._run_dir.path), self._ask, on_event, pass_fds=pass_fds, stderr=stderr)
+            name: Keeper(NodeSpec(config, name, key, self._run_dir.path), self._ask, note, pass_fds=pass_fds, stderr=stderr)
             for name in config.nodes
         }
 
@@ -74,6 +82,7 @@ class LocalPair(PairBase):
 
     def close(self) -> None:
         """Stop both nodes in order and remove every trace. Idempotent."""
+        self._preempt.close()
         for name in sorted(self.keepers, key=lambda n: n == self.active):      # the standby first: nobody takes over
             self.keepers[name].stop()
         self._run_dir.close()

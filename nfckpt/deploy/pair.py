@@ -13,6 +13,9 @@ from nfckpt.failover.witness import WitnessView
 __all__ = ["KeeperLike", "PairBase"]
 
 
+SWITCH_S_MAX = 5.0
+
+
 class KeeperLike(Protocol):
     """A Keeper, or a handle on one elsewhere."""
 
@@ -23,6 +26,7 @@ class KeeperLike(Protocol):
     def status(self, timeout_s: float = 1.0) -> dict[str, Any]: ...
     def command(self, verb: str, timeout_s: float = 1.0) -> dict[str, Any]: ...
     def kill(self, signal_number: int) -> int: ...
+    def maintain(self, on: bool) -> None: ...
 
 
 class PairBase:
@@ -82,3 +86,27 @@ class PairBase:
         """Planned switch to the standby. False when the pair is not protected."""
         node = self.active
         return bool(node and self.keepers[node].command("failover")["ok"])
+
+    def switch(self) -> tuple[str, str]:
+        """`failover`, and wait for it. Returns (who led, who leads). Raises ProtectionError."""
+        before = self.active
+        if not before or not self.failover():
+            raise ProtectionError("no failover now: the pair is not protected", "`nfckpt status` shows why; wait for its standby")
+        deadline = time.monotonic() + SWITCH_S_MAX
+        while self.active in ("", before) and time.monotonic() < deadline:
+            time.sleep(self.LOOK_S)
+        if (after := self.active) in ("", before):
+            raise ProtectionError(f"{before} gives up its role, but nobody took it within {SWITCH_S_MAX} s", "see `nfckpt status`")
+        return before, after
+
+    def maintenance(self, node: str, on: bool = True) -> str:
+        """On: hand the role of `node` over if it leads, end its process in order, and start no other until off; the pair goes on alone.
+
+        Returns who leads. Raises ProtectionError for a node that this pair has not, and for one that leads while nobody could take over.
+        """
+        if node not in self.keepers:
+            raise ProtectionError(f"this pair has no node {node!r}", f"its nodes: {', '.join(self.keepers)}")
+        if on and self.active == node:
+            self.switch()
+        self.keepers[node].maintain(on)
+        return self.active

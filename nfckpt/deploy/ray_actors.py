@@ -107,6 +107,9 @@ class NodeActor:
     def kill(self, signal_number: int) -> int:
         return self._keeper.kill(signal_number)
 
+    def maintain(self, on: bool) -> None:
+        self._keeper.maintain(on)
+
     def fate(self) -> tuple[bool, tuple[int, str] | None]:
         """Keeper.gave_up and Keeper.last_exit."""
         return self._keeper.gave_up, self._keeper.last_exit

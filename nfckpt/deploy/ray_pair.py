@@ -43,6 +43,7 @@ import msgspec
 
 from nfckpt.config import PairConfig, check
 from nfckpt.deploy.pair import PairBase
+from nfckpt.deploy.preempt import Preempt
 from nfckpt.deploy.ray_actors import NodeActor, WitnessActor, end_predecessor
 from nfckpt.deploy.ray_env import NAMESPACE, Cluster, connect, start_local_cluster
 from nfckpt.errors import ConfigError, MachineError, ProtectionError
@@ -92,6 +93,9 @@ class _Handle:
     def kill(self, signal_number: int) -> int:
         return int(self._pair.call(self._name, "kill", int(signal_number)))
 
+    def maintain(self, on: bool) -> None:
+        self._pair.call(self._name, "maintain", on)
+
 
 class RayPair(PairBase):
     """Both nodes of `config`, kept running until `close`. Same calls as LocalPair.
@@ -114,6 +118,7 @@ class RayPair(PairBase):
         self._nodes: dict[str, Any] = {}
         self.keepers = {name: _Handle(self, name) for name in config.nodes}
         self._stopping = threading.Event()
+        self._preempt = Preempt(config.preempt, config.preempt_delay_s, self.switch, self._tell)
         self._watchers: list[threading.Thread] = []
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────
@@ -216,6 +221,7 @@ class RayPair(PairBase):
     def close(self) -> None:
         """Stop both nodes in order, the witness too, and remove every trace. Idempotent."""
         self._stopping.set()
+        self._preempt.close()
         try:
             self._release()
         finally:
@@ -344,9 +350,13 @@ class RayPair(PairBase):
                 self._event("witness_back", {"witness": self.witness_name})
 
     def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
+        self._preempt.note(name, at_ns, fields)
+        self._tell(name, at_ns or time.monotonic_ns(), fields)
+
+    def _tell(self, name: str, at_ns: int, fields: dict[str, Any]) -> None:
         if self._on_event is not None:
             with contextlib.suppress(Exception):
-                self._on_event(name, at_ns or time.monotonic_ns(), fields)
+                self._on_event(name, at_ns, fields)
 
 
 def _exists(actor_name: str) -> bool:

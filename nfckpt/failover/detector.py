@@ -37,7 +37,7 @@ class Detector:
     """Of one peer, from `now` on: CLOCK_MONOTONIC ns of this node."""
 
     def __init__(self, bounds: Bounds, now: int) -> None:
-        self._least, self._most = min(bounds.hang_ms, bounds.hang_ms_max) * MS, bounds.hang_ms_max * MS
+        self._least, self._most = bounds.hang_ms * MS, bounds.hang_ms_max * MS
         self.late_ns = 2 * bounds.beat_ms * MS
         self.verdict = Verdict.ALIVE
         self.alarms = 0             # silences that were DEAD and ended: false, each of them

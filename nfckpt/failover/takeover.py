@@ -3,8 +3,9 @@
 Picture     CLAIM ──► FENCE ──► SETTLE ──► LIVE            each step's µs go into the receipt
 
             CLAIM    on suspicion the witness is asked for the next term; on proof (profile host) the standing grant serves,
-                     once the active told us that it is recorded, and unless it parted from us first. A planned switch asks:
-                     the active lives, and takes the term back if we die before we took it. Where the replication link can be cut, the
+                     once the active told us that it is recorded, and unless it parted from us first. For a planned
+                     switch it was asked before (replica/standby.py): the active lives, and takes the term back if we die before we
+                     took it. Where the replication link can be cut, the
                      claim waits for claim_ms: the witness tells the active of our suspicion, and one that lives is preferred (W7).
                      No witness for claim_ms_max: asked again and again, or (when_alone = unsafe_continue) gone without.
             FENCE    host: the old packet process is killed by pidfd and its death awaited.
@@ -40,7 +41,7 @@ class Step(Enum):
 
 class Takeover:
     """`proof`: the kernel says that the active is dead. `kills`: profile host. `leases`: profile hosts.
-    `handover`: the active waits for us to claim the term, and emits no more. `parted`: it closed the channel before it died, so it may have
+    `handover`: the active handed its role over, and emits no more. `parted`: it closed the channel before it died, so it may have
     had our grant struck out: the witness is asked, proof or not."""
 
     def __init__(self, standby: Standby, bounds: Bounds, *, node: str, now: int, lost_ns: int, reason: str, proof: bool,
@@ -87,7 +88,7 @@ class Takeover:
         """Call often. Returns what to do; ends with Promote."""
         effects: list[Effect] = []
         if self.step is Step.CLAIM:
-            if self.standby.promotable and self.proof and self.kills and not self.parted and not self.handover:
+            if self.standby.granted or (self.standby.promotable and self.proof and self.kills and not self.parted):
                 self._next(now, Step.FENCE)
             elif self.bounds.when_alone == "unsafe_continue" and now - self.started_ns > self.bounds.claim_ms_max * MS:
                 self.alone = True

@@ -16,7 +16,7 @@ from nfckpt.native.tap import Tap
 from nfckpt.node.shell import EXIT, MS, Shell, Stopped
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import keeper
-from nfckpt.wire.rendezvous import Connector
+from nfckpt.wire.rendezvous import Connector, Listener
 from nfckpt.wire.transport import CLOSED
 
 __all__ = ["Follower"]
@@ -85,8 +85,8 @@ class Follower(Shell):
                 lost = t.closed or ""
             except PeerError as e:
                 lost = e.message
-        slow = now >= self._slow_ns or self.takeover is not None       # the witness's answer is waited for
-        if core.waiting or slow:
+        slow = now >= self._slow_ns
+        if core.waiting or slow or self.takeover is not None:
             try:
                 self._perform(core.work(now))
             except PeerError as e:
@@ -95,17 +95,19 @@ class Follower(Shell):
         if slow:
             self._slow_ns = now + MS
             self._show(now)
-            if core.promotable and not self.parts.declared:
+            if core.promotable and self.listener is None:       # what a takeover would wait for
+                self.listener = Listener(self.config, self.spec, self.life_fd)
                 self.parts.declare_ahead()
-            for heard in self._heard():
-                if self.takeover is not None and isinstance(heard, keeper.WitnessSaid):
-                    self._perform(self.takeover.on_witness(now, heard.answer))
             if now >= self._drops_ns:
                 self._drops_ns = now + 50 * MS
                 core.tap.note_drops(now)
             if self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD and not lost:
                 lost = f"active silent for {(now - core.path.heard_ns) // MS} ms"
                 silent = True
+        if slow or self.takeover is not None:           # the witness's answer is waited for
+            for heard in self._heard():
+                if isinstance(heard, keeper.WitnessSaid):
+                    self._perform((self.takeover or core).on_witness(time.monotonic_ns(), heard.answer))
         if slow and self.takeover is None:
             self._perform(core.on_ports(now, self.down_ns if self._ports_down(now) else 0))
         if self.takeover is None:

@@ -8,7 +8,6 @@ A native function runs in ActivePath.run, without the GIL, from one look of `_sl
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -40,7 +39,6 @@ from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import keeper, kinds
 from nfckpt.wire.rendezvous import Listener
-from nfckpt.wire.transport import Transport
 
 __all__ = ["Leader"]
 
@@ -68,6 +66,8 @@ class Leader(Shell):
         else:
             assert isinstance(standby, Standby)
             app = self._take_over(takeover, standby, term)
+            if self.listener is None:           # a switch in the standby's first millisecond
+                self.listener = Listener(self.config, self.spec, self.life_fd)
         agent = self.agent
         agent.hook = self._hook
         try:
@@ -138,20 +138,11 @@ class Leader(Shell):
             self._report("active", {"term": term, "blank": False})
             standby.path.watch(None)
             standby.path.attach(None)
-            threading.Thread(target=self._clear_up, args=(retired,), daemon=True).start()
+            if retired is not None:     # frees the memory of both rings, which takes a while, without the GIL
+                threading.Thread(target=retired.close, daemon=True).start()
 
         self._live_ns, self._later, self._slow_ns = live_ns, later, live_ns + MS
         return app
-
-    def _clear_up(self, retired: Transport | None) -> None:
-        """On a thread behind the packet thread: what takes a millisecond each and no frame waits for."""
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        try:
-            self._made = Listener(self.config, self.spec, self.life_fd)
-        except Exception as e:
-            self._made = e
-        if retired is not None:
-            retired.close()             # frees the memory of both rings
 
     def _run_app(self, app: App, agent: Agent) -> None:
         if isinstance(app, PollingFunction):
@@ -287,9 +278,7 @@ class Leader(Shell):
             self._idle(now, self.listener.fileno() if self.listener is not None else -1)
         return quiet
 
-    listener: Listener | None = None
     _later: Callable[[], None] | None = None        # what a takeover left to do
-    _made: Listener | Exception | None = None       # by the thread that clears up after a takeover
     _live_ns = _replayed_ns = 0                     # when our first frame could leave, and when the last of before had run
     suspects: Suspects | None = None        # while the replay runs frames that the old active may have died of
     quarantined = 0
@@ -347,15 +336,9 @@ class Leader(Shell):
                 self.agent.tap = None
 
     def _listen(self, core: Active, now: int) -> None:
-        """Let a follower in. After a takeover another thread makes the listener: it may come at any instruction of this one."""
-        if self.listener is None:
-            made = self._made
-            if made is None:
-                return
-            if isinstance(made, Exception):
-                raise made
-            self.listener, self._poll = made, None
+        """Let a follower in."""
         listener = self.listener
+        assert listener is not None
         if self.transport is None and self.suspects is None and (fresh := listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)

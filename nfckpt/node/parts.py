@@ -1,7 +1,7 @@
 """Parts: all that an active needs beside its state. A blank start makes them at once; a standby makes them while it follows.
 
     before its hello    arena mapping, gate, agent, engine, staging, a fresh app object          no content is needed
-    once protected      `declare`, where the app says that it may run ahead (nf.NetworkFunction.declares_ahead)
+    once promotable     the listener of a later follower (follow.py); `declare`, where the app says that it may run ahead (nf.NetworkFunction.declares_ahead)
     at the takeover     number of the epoch, the pair's clock, `declare` where it did not run ahead
 
 So what a takeover waits for is counted in microseconds, whatever the app's constructor reads, and whatever memory the gate takes.
@@ -64,7 +64,7 @@ class Parts:
     def declare_ahead(self) -> None:
         """The same, by a standby between two epochs, where the app allows it: nothing of it is left to do at a takeover.
         Raises ConfigError where it wrote."""
-        if not self.app.declares_ahead or self.declared:
+        if not self.app.declares_ahead:
             return
         self.arena.begin_undo()
         try:

@@ -49,6 +49,7 @@ from nfckpt.replica.standby import Standby
 from nfckpt.secrets import PairSecrets
 from nfckpt.wire import keeper, kinds
 from nfckpt.wire.adoption import Orphan
+from nfckpt.wire.rendezvous import Listener
 from nfckpt.wire.transport import Transport
 
 __all__ = ["EXIT", "MS", "Shell", "Stopped"]
@@ -93,6 +94,7 @@ class Shell:
         self.hosts = spec.config.profile == "hosts"
         self.secrets = PairSecrets(spec.key)
         self.transport: Transport | None = None
+        self.listener: Listener | None = None       # an active's, and beforehand a standby's: nobody dials that one
         self.adopted_ns = 0
         self.outbox: deque[Send] = deque()          # effects the channel had no room for, in order
         self.watch: LifeWatch | None = None

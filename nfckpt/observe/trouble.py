@@ -74,6 +74,8 @@ class Trouble:
             self._hindrance = f"node {node} has no keeper: {row.get('error')}", "is its machine up, and in the cluster? (`ray status`)"
         elif event == "keeper_back":
             self._hindrance = None
+        elif event == "maintenance":
+            return f"node {node} is in maintenance"
         return ""
 
     def diagnose(self, body: dict[str, Any]) -> dict[str, Any] | None:
@@ -90,6 +92,8 @@ class Trouble:
         if final:
             node, why = next(iter(final.items()))
             return {**said, "why": f"node {node} cannot run: {why}", "to_do": "put that right and start the pair anew"}
+        if resting := [n for n, role in roles.items() if role == "maintenance"]:
+            return {**said, "why": f"node {resting[0]} is in maintenance", "to_do": f"`nfckpt maintenance {resting[0]} --off` when it may run again"}
         if silent := [n for n, role in roles.items() if role == "silent"]:
             return {**said, "to_do": f"node {silent[0]} does not answer: stopped, stuck, or starved of CPU? Look at pid {nodes[silent[0]].get('pid')}"}
         if worn:

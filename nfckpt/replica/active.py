@@ -4,8 +4,8 @@ Rules       SOLO        emits at once, by permission of the witness (or as the f
             PROTECTING  a follower was let in: outputs are held and committed like later, pages ride on epochs.
                         If the follower is lost now nothing was promised: back to SOLO.
             ACTIVE      the witness recorded the follower's standing grant: protected.
-            HANDED      a planned switch: all is committed and out, the standby was told to claim the next term. Nothing
-                        leaves any more; but until the witness has it, ours may be the only copy of the state that lives.
+            HANDED      a planned switch: the standby has claimed the next term, all is committed and out, and it was told to lead.
+                        Nothing leaves any more; but until it has taken the term, ours may be the only copy of the state that lives.
             HOLDING     the standby is suspected or dead; outputs stay held until the grant is void.
             FENCED      the witness gave the next term to the other node: this process never emits again.
 
@@ -51,7 +51,9 @@ from nfckpt.wire.messages import (
     Hello,
     Leave,
     Need,
+    Prepare,
     Protected,
+    Ready,
     Refuse,
     TapOpen,
     Welcome,
@@ -120,11 +122,13 @@ class Active:
         self.silent = False             # for so long that the follower may have claimed our term's successor
         self.asked_ns = 0
         self.asking = False             # whether we may go on alone, and there is no answer
-        self.handing_over = False       # a planned switch has begun: input stops
+        self.preparing = False          # a planned switch is wanted: the standby claims the next term, service goes on
+        self.prepare_ns = 0             # when we asked it to; 0: we did not yet
+        self.handing_over = False       # it has it: input stops
         self.cut = False                # …because a port of ours has no carrier: what is committed leaves on the standby's
-        self.handed = False             # the standby was told to claim our term's successor
+        self.handed = False             # the standby was told to lead
         self.giving_up = ""             # why protection is to end while the standby is alive and well
-        self.peer_hangs: bool | None = None         # what a failure detector says; None: there is none, hang_ms_max of silence counts
+        self.peer_hangs = False         # says the failure detector
         self.lost_ns = 0
         self.took_ns = 0
         self.unheard = False            # taken over by the standing grant, and the witness has not said that it knows
@@ -227,6 +231,9 @@ class Active:
         if isinstance(message, Whole) and self.state is S.PROTECTING and self.path.sync.done:
             self.whole = True
             return [] if self.lease else self._record(now)
+        if isinstance(message, Ready) and self.preparing:
+            self.preparing, self.handing_over = False, True
+            return []
         if isinstance(message, Leave):
             return self.on_peer_lost(now, "it left in order", True)     # as good as dead: it will not use its grant
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
@@ -298,7 +305,7 @@ class Active:
         return Question(verb, self.node, self.term, self.peer if verb == "protected" else "", number=self.session)
 
     def _note_silence(self, now: int) -> None:
-        self.silent = self.silent or now - self.spoke_ns > min(self.bounds.hang_ms, self.bounds.hang_ms_max) * MS // 2
+        self.silent = self.silent or now - self.spoke_ns > self.bounds.hang_ms * MS // 2
 
     def _end_session(self) -> None:
         self.engine.channel_lost()
@@ -347,7 +354,7 @@ class Active:
         gate.open()
         self.agent.recording = False
         self.agent.forget_names()
-        self.tap_open = self.whole = self.recording = self.handing_over = self.cut = self.handed = False
+        self.tap_open = self.whole = self.recording = self.preparing = self.handing_over = self.cut = self.handed = False
         self.giving_up = ""
         self.path.holding = self.path.sync_pages = False
         effects: list[Effect] = self.unlimited(now)
@@ -374,8 +381,11 @@ class Active:
                     effects.append(LeaseArm(arm.mark, arm.ms))
                 echo_ns, empty = self.path.beat()
                 effects.append(Send(kinds.BEAT, encode_ack(Ack(self.session, number, now, echo_ns, empty, 0))))
-            if now - self.path.heard_ns > b.hang_ms_max * MS if self.peer_hangs is None else self.peer_hangs:
+            if self.peer_hangs:
                 return effects + self.on_peer_lost(now, f"standby silent for {(now - self.path.heard_ns) // MS} ms", False)
+        if self.preparing and not self.prepare_ns and self.state is S.ACTIVE:
+            self.prepare_ns = now
+            effects.append(Send(kinds.CONTROL, encode_control(Prepare(self.session, self.term))))
         if self.unheard and now - self.took_ns > b.claim_ms_max * MS:
             self.took_ns = now
             effects.append(Ask(Question("took", self.node, self.term)))
@@ -393,23 +403,25 @@ class Active:
     # ── planned switch ───────────────────────────────────────────────────────────────────────────
 
     def hand_over(self) -> bool:
-        """Begin a planned switch: input and timers stop, the rest commits, then the standby claims the term. False: not protected."""
-        if self.state is S.ACTIVE and not self.peer_gap:
-            self.handing_over = True
-        return self.handing_over
+        """Begin a planned switch: the standby claims the next term; then input and timers stop, the rest commits, and it leads.
+        False: not protected."""
+        if self.state is S.ACTIVE and not self.peer_gap and not self.handing_over and not self.preparing:
+            self.preparing, self.prepare_ns = True, 0
+        return self.preparing or self.handing_over
 
     def on_ports(self, now: int, down: bool) -> list[Effect]:
         """About once a millisecond: a port of ours has no carrier. A standby that has one everywhere is handed the term: it has seen
         on its tap what we did not, and emits again what we let go into the dead port."""
-        if not down or self.state is not S.ACTIVE or self.handing_over or self.path.peer_flags & PORT_DOWN:
+        if not down or self.state is not S.ACTIVE or self.cut or self.handing_over or self.path.peer_flags & PORT_DOWN:
             return []
-        self.handing_over = self.cut = True
+        self.hand_over()
+        self.cut = True
         return [Event("switching", {"reason": "a port has no carrier"})]
 
     def handed_over(self, now: int) -> list[Effect]:
         """Call while `handing_over` after each poll: hands over once nothing is open, held or on its way.
 
-        This process ends when the witness says that the term is taken; should the standby be dead, it goes on alone.
+        This process ends when the witness says that the term is taken; should the standby be dead by then, it goes on alone.
         """
         agent = self.agent
         if (not self.handing_over or self.state is not S.ACTIVE or agent.pending or agent.in_flight or self.path.staging.count

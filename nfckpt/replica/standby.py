@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 from nfckpt.clock import PairClock
 from nfckpt.config import Bounds
 from nfckpt.errors import PeerError
+from nfckpt.failover.witness import Answer, Question
 from nfckpt.native.standby_path import StandbyPath
-from nfckpt.replica.effects import Effect, Event, Send, Stop
+from nfckpt.replica.effects import Ask, Effect, Event, Send, Stop
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
     PROTOCOL,
@@ -33,7 +34,9 @@ from nfckpt.wire.messages import (
     Hello,
     Leave,
     Need,
+    Prepare,
     Protected,
+    Ready,
     Refuse,
     TapOpen,
     Welcome,
@@ -85,7 +88,10 @@ class Standby:
         self.waiting: deque[memoryview] = deque()       # records the tap has no room, or not every input, for yet
         self.missing = (0, 0)           # epoch of the first of them, and since when it lacks an input
         self.asked = 0                  # the epoch whose outputs we asked for
-        self.handover = False
+        self.preparing = False          # a planned switch: we claim the next term while the active goes on
+        self.granted = False            # and have it
+        self.claim_ns = 0               # when we asked last
+        self.handover = False           # it stopped: we lead
 
     def _move(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -166,7 +172,10 @@ class Standby:
         if isinstance(message, Protected) and self.state is S.WHOLE:
             self._move("recorded")
             return [Event("standby", {"term": self.term})]
-        if isinstance(message, Handover) and self.state is S.STANDBY:
+        if isinstance(message, Prepare) and self.state is S.STANDBY:
+            self.preparing, self.claim_ns = True, 0
+            return self._claim(now)
+        if isinstance(message, Handover) and self.granted:
             self.handover = True
             return []
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
@@ -194,7 +203,24 @@ class Standby:
                     Stop(6, f"the arena differs from the active's at epoch {path.divergent_epoch}")]
         if not self.handover:           # what was let go last may have met a dead port: it is not forgotten any more
             self.tap.age(path.released_through)
-        return [*effects, *self._need(now), *self._progress(now)]
+        return [*effects, *self._need(now), *self._progress(now), *self._claim(now)]
+
+    def _claim(self, now: int) -> list[Effect]:
+        """Again every `claim_ms_max`, until it is answered."""
+        if not self.preparing or (self.claim_ns and now - self.claim_ns <= self.bounds.claim_ms_max * MS):
+            return []
+        self.claim_ns = now
+        return [Ask(Question("claim", self.node, self.term + 1))]
+
+    def on_witness(self, now: int, answer: Answer) -> list[Effect]:
+        """The witness answered a claim that we put while the active lives. Denied: we are not its standby any more; it knows, or will."""
+        if answer.verb != "claim" or not self.preparing or answer.said == "wait":
+            return []
+        self.preparing = False
+        if answer.said != "ok" or answer.term != self.term + 1:
+            return []
+        self.granted = True
+        return [Send(kinds.CONTROL, encode_control(Ready(self.session, self.term)))]
 
     def on_ports(self, now: int, down_ns: int) -> list[Effect]:
         """About once a millisecond: since when a port has no carrier, 0 while all have. What passes there we do not see."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nfckpt.clock import PairClock
 from nfckpt.errors import PeerError
+from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native.arena import Arena
 from nfckpt.native.epoch import EpochRecord
@@ -56,6 +57,7 @@ class SimFollower(SimShell):
         self.core = core
         self._records: deque[bytes] = deque()                       # received, not yet committed
         self._said: deque[tuple[int, int, int, int]] = deque()      # own clock, names, released_through, next_seq: of each commit
+        self.detector = Detector(b, self.now)
         yield from self._perform(core.hello())
         while not self.promoted:
             seen = core.tap.counters()["seen"], core.path.heard_ns
@@ -97,14 +99,13 @@ class SimFollower(SimShell):
             self._slow_ns = now + MS
             self._forgets(core)
             for answer in self._heard():
-                if self.takeover is not None:
-                    yield from self._perform(self.takeover.on_witness(now, answer))
+                yield from self._perform((self.takeover or core).on_witness(now, answer))
             core.tap.note_drops(now)
             drops = sum(port.counters()["rx_ring_drops"] for port in self.ports)
             if drops > self._drops and core.tap.buffering and core.tap.is_exact(now):
                 w.referee.fail(f"I12: the ring of {self!r} dropped frames, and its tap says that it is exact")
             self._drops = drops
-            if not lost and now - core.path.heard_ns > self.bounds.hang_ms_max * MS:
+            if self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD and not lost:
                 lost = "active silent"
         if self.takeover is None:
             proof = self._peer_dead()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from nfckpt.checkpoint.engine import Engine
 from nfckpt.clock import PairClock
 from nfckpt.errors import PeerError
+from nfckpt.failover.detector import Verdict
 from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
@@ -220,6 +221,8 @@ class SimLeader(SimFollower):
         if not core.peer_dead and self._peer_dead():
             now = self.now
             yield from self._perform(self._seen(core, "lost", core.on_peer_lost(now, "its process ended", True)))
+        if core.session and core.state.value in ("protecting", "active", "handed"):
+            core.peer_hangs = self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD
         yield from self._perform(self._seen(core, "lost", core.tick(now)))
         self._ship(core)
         if core.engine.unprotectable and core.state.value in ("protecting", "active"):

@@ -61,18 +61,17 @@ class Referee:
     # ── protection ───────────────────────────────────────────────────────────────────────────────
 
     def protected(self) -> bool:
-        """Somebody leads, is protected, and the one who protects it is alive and recorded; or was handed the term and claimed it, and
-        does not know yet that it may take it."""
+        """Somebody leads, is protected, and the one who protects it is alive and recorded; or has claimed the term for a switch, and
+        did not begin to take it."""
         w, v = self.world, self.world.witness
         names, term = (v.holder, v.standby), v.term
-        states: tuple[ActiveState, ...] = ActiveState.ACTIVE, ActiveState.HANDED
         if v.former:
-            names, term, states = (v.former, v.holder), v.term - 1, (ActiveState.HANDED,)
+            names, term = (v.former, v.holder), v.term - 1
         lead, other = w.lives.get(names[0]), w.lives.get(names[1])
         if other is not None and other.takeover is not None and other.takeover.step is not Step.CLAIM:
             return False
         return (lead is not None and other is not None and lead.alive and other.alive and isinstance(lead.core, Active)
-                and lead.core.state in states and lead.core.term == term and not lead.core.giving_up
+                and lead.core.state in (ActiveState.ACTIVE, ActiveState.HANDED) and lead.core.term == term and not lead.core.giving_up
                 and isinstance(other.core, Standby) and other.core.may_claim and other.core.term == lead.core.term)
 
     def fault(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from nfckpt.clock import PairClock
+from nfckpt.failover.detector import Detector
 from nfckpt.failover.takeover import Takeover
 from nfckpt.failover.witness import Answer
 from nfckpt.native.agent import Agent
@@ -82,6 +83,7 @@ class SimShell:
         self.takeover: Takeover | None = None
         self.transport: Channel | None = None
         self.adopted_ns = 0
+        self.detector = Detector(world.bounds, self.now)
         self.peer_life: SimShell | None = None               # pidfd and life lock of the process at the other end
         self.outbox: deque[Send] = deque()
         self.answers: deque[tuple[int, Answer]] = deque()

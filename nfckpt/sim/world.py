@@ -24,6 +24,7 @@ from typing import ClassVar
 
 from nfckpt.config import Bounds
 from nfckpt.errors import PeerError
+from nfckpt.failover.detector import Detector
 from nfckpt.failover.witness import Question, Witness
 from nfckpt.native.arena import Arena
 from nfckpt.replica.active import Active
@@ -89,7 +90,7 @@ class World:
             arena_bytes=64 << 10, burst_frames_max=draw.choice((1, 2, 8, 16)), hold_us_max=draw.choice((0, 0, 300, 2000, 9000)),
             quiesce_ms_max=draw.choice((1, 5)), abort_max=draw.choice((3, 10**6)), epochs_outstanding_max=draw.choice((1, 2, 64)),
             names_max=256, gate_frames_max=256, gate_bytes_max=1 << 20, tap_frames_max=4096, tap_bytes_max=1 << 20,
-            tap_skew_ms_max=skew_ms, sync_group_pages_max=draw.choice((1, 2, 8)), beat_ms=2, hang_ms_max=40,
+            tap_skew_ms_max=skew_ms, sync_group_pages_max=draw.choice((1, 2, 8)), beat_ms=2, hang_ms=20, hang_ms_max=40,
             lease_ms=120 if skew_ms == 5 else 30,       # 120 outlasts the hang bound: a fence that does not wait for it lets frames through
             lease_margin_ms=5, claim_ms_max=draw.choice((10, self.PATIENT_MS)), claim_ms=5, join_ms_max=100, park_frames_max=8,
             unsafe_release_on_abort=draw.random() < 0.3)
@@ -319,6 +320,7 @@ class World:
         lead.transport.owner, follower.transport.owner = lead, follower
         lead.peer_life, follower.peer_life = follower, lead
         lead.adopted_ns = lead.now
+        lead.detector = Detector(self.bounds, lead.now)
         self.trace(lead, f"lets {follower!r} in")
 
     # ── the kernel's fence ───────────────────────────────────────────────────────────────────────

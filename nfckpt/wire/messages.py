@@ -23,11 +23,11 @@ import msgspec
 from nfckpt.errors import PeerError
 
 __all__ = [
-    "PORT_DOWN", "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Need", "Protected", "Refuse", "TapOpen", "Welcome", "Whole",
+    "PORT_DOWN", "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Need", "Prepare", "Protected", "Ready", "Refuse", "TapOpen", "Welcome", "Whole",
     "decode_ack", "decode_control", "decode_outputs", "encode_ack", "encode_control",
 ]
 
-PROTOCOL = 2
+PROTOCOL = 3
 TAP_GAP, PORT_DOWN = 1, 2       # flags: the tap is inexact for now; a port of the standby has no carrier
 
 _ACK = struct.Struct("<QQQQII")
@@ -119,6 +119,20 @@ class Protected(_Message):
     term: Number
 
 
+class Prepare(_Message):
+    """Active → standby: a planned switch is wanted. Claim term + 1 while we go on, and say Ready."""
+
+    session: Number
+    term: Number
+
+
+class Ready(_Message):
+    """Standby → active: the witness granted us term + 1. Stop, and hand over."""
+
+    session: Number
+    term: Number
+
+
 class Handover(_Message):
     """Active → standby: planned switch. Everything is committed and released; term + 1 is yours."""
 
@@ -132,7 +146,7 @@ class Leave(_Message):
     session: Number
 
 
-Control = Hello | Refuse | Welcome | TapOpen | Whole | Need | Protected | Handover | Leave
+Control = Hello | Refuse | Welcome | TapOpen | Whole | Need | Protected | Prepare | Ready | Handover | Leave
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
