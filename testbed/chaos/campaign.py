@@ -79,7 +79,8 @@ class Campaign:
         self._news = threading.Condition()
         self._compared: set[tuple[int, int]] = set()
         self._differ = 0
-        self._dropped: dict[tuple[str, int], int] = {}      # (node, pid) -> frames that its own rings dropped
+        self._behind: dict[tuple[str, int], int] = {}       # (node, pid) -> frames that its rings dropped before it led: its tap's gaps
+        self._dropped: dict[tuple[str, int], int] = {}      # … and since then
         self._began = self._sampled = 0.0
         self._backlog = _backlog_drops()
 
@@ -185,7 +186,10 @@ class Campaign:
         nodes = pair.status()
         for node, s in nodes.items():
             if ports := s.get("ports"):
-                self._dropped[node, s["pid"]] = sum(port["rx_ring_drops"] for port in ports.values())
+                drops = sum(port["rx_ring_drops"] for port in ports.values())
+                if s["role"] != "active":
+                    self._behind[node, s["pid"]] = drops
+                self._dropped[node, s["pid"]] = drops - self._behind.get((node, s["pid"]), 0)
         return nodes
 
     def _compare(self, injector: Injector) -> None:
@@ -260,7 +264,7 @@ class Campaign:
         if len(kills) < self.kills and not self.run_s and not trouble:
             problems.append(f"{len(kills)} kills of {self.kills}")
         doubts = [f"{n} frames dropped by {what}" for what, n in (
-            ("a sink", body["sink_overflow"]), ("a node's own ring", sum(self._dropped.values())),
+            ("a sink", body["sink_overflow"]), ("an active's own ring", sum(self._dropped.values())),
             ("the kernel's backlog", _backlog_drops() - self._backlog)) if n]
         if not ledger.valid and not doubts:
             doubts = ["a sink's log is full"]
