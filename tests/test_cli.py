@@ -168,7 +168,7 @@ def test_config_check(tmp_path: Path, environment: dict[str, str]) -> None:
         assert json.loads(nfckpt("config", "check", "--json", str(bad), env=environment).stdout)["ok"] is False
         return done.stderr
 
-    assert refused("cpu = 1", "cpu = []").startswith(f"error: {tmp_path}/bad.toml:21: cpu = []: ")
+    assert refused("cpu = 1", "cpu = []").startswith(f"error: {tmp_path}/bad.toml:23: cpu = []: ")
     assert "app = 'no.such.module:Nat'" in refused("nfckpt.apps.nat:Nat", "no.such.module:Nat")
     assert "[app] of nfckpt.apps.nat:Nat" in refused("inside_ip =", "insight_ip =")
     assert "'afpackets:lan@nf-b' is no port" in refused('"afpacket:lan@nf-b"', '"afpackets:lan@nf-b"')

@@ -167,7 +167,7 @@ def test_w8_a_restarted_witness_grants_nothing_before_it_has_heard_both() -> Non
     assert said(w, HERE_A, HERE_B) == ["wait", "wait"] and w.view().missing == ("a", "b")       # what they said may be old
     assert said(w, marked(HERE_A), *EVERY) == ["wait"] * 6 and w.view().missing == ("b",)
     assert said(w, marked(HERE_B)) == ["ok"] and w.view() == WitnessView(4, "a", "b")
-    assert said(w, Question("claim", "b", 5)) == ["ok"] and w.view() == WitnessView(5, "b", "")
+    assert said(w, Question("claim", "b", 5)) == ["ok"] and w.view() == WitnessView(5, "b", "", former="a")
 
 
 def test_w8_who_leads_a_later_term_is_believed_and_a_blank_one_is_no_standby() -> None:

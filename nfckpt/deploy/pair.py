@@ -50,8 +50,8 @@ class PairBase:
 
     @property
     def active(self) -> str:
-        """Who holds the term, by the witness; "" before anybody does."""
-        return self.view().holder
+        """Who leads, by the witness; "" before anybody does."""
+        return self.view().leads
 
     def wait_protected(self, timeout_s: float = 20.0, term: int = 0) -> str:
         """Block until a standby is recorded: in `term` or later, and after a kill in a later term than the killed one's.
@@ -75,7 +75,7 @@ class PairBase:
     def kill_active(self, signal_number: int = signal.SIGKILL) -> tuple[str, int]:
         """Signal the active's packet process. Returns (node, pid). Raises ProtectionError when nobody is active."""
         view = self.view()
-        node, term = view.holder, view.term
+        node, term = view.leads, view.term
         if not node:
             raise ProtectionError("nobody is active now", "wait_protected() first")
         if signal_number == signal.SIGKILL:

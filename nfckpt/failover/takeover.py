@@ -41,8 +41,8 @@ class Step(Enum):
 
 class Takeover:
     """`proof`: the kernel says that the active is dead. `kills`: profile host. `leases`: profile hosts.
-    `handover`: the active handed its role over, and emits no more. `parted`: it closed the channel before it died, so it may have
-    had our grant struck out: the witness is asked, proof or not."""
+    `handover`: the active handed its role over, and emits no more. `parted`: it said so, or closed the channel, before it died, so it
+    may have had our grant struck out: the witness is asked, proof or not."""
 
     def __init__(self, standby: Standby, bounds: Bounds, *, node: str, now: int, lost_ns: int, reason: str, proof: bool,
                  kills: bool, leases: bool, handover: bool = False, parted: bool = False) -> None:
@@ -58,7 +58,7 @@ class Takeover:
         self._asked_ns = 0
         self.alone = False              # no witness answered (when_alone = unsafe_continue)
         self._free_ns = 0               # when the claim may be put
-        self._waits = leases and not proof and not handover
+        self._waits = leases and not proof and not standby.preparing        # for a switch we have asked already
         self._killed = False
         self._fenced_ns = 0
 

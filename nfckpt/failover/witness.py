@@ -65,6 +65,13 @@ class WitnessView(msgspec.Struct, frozen=True):
     standby: str
     missing: tuple[str, ...] = ()
     """Nodes that a restarted witness has not heard yet: it grants nothing before."""
+    former: str = ""
+    """Who led until the holder claimed; it may lead on until the holder took the term."""
+
+    @property
+    def leads(self) -> str:
+        """Who leads now, for all we know; "" before anybody does."""
+        return self.former or self.holder
 
 
 class Witness:
@@ -84,7 +91,7 @@ class Witness:
         self.mark = mark
 
     def view(self) -> WitnessView:
-        return WitnessView(self.term, self.holder, self.standby, tuple(sorted(self.missing)))
+        return WitnessView(self.term, self.holder, self.standby, tuple(sorted(self.missing)), self.former)
 
     def ask(self, q: Question) -> Answer:
         """Answer one question. Unknown verbs are denied."""

@@ -135,7 +135,7 @@ class Follower(Shell):
             with contextlib.suppress(PeerError):
                 while (message := self.transport.recv()) is not None:
                     self._perform(core.on_message(time.monotonic_ns(), *message))
-            parted = (self.transport.closed or "").startswith(CLOSED)
+            parted = core.parting or (self.transport.closed or "").startswith(CLOSED)
         if not core.may_claim:
             raise Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         fault.hit("loss_noticed")

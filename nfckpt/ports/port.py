@@ -115,7 +115,8 @@ class PythonPort(PyPort):
     """
 
     def py_rx(self, max_frames: int) -> list[tuple[bytes, int]]:
-        """Up to `max_frames` frames with their time (CLOCK_MONOTONIC ns), oldest first."""
+        """Up to `max_frames` frames with their time (CLOCK_MONOTONIC ns), oldest first. Fewer say that there are no more; set
+        `py_hidden` while some wait behind one that is not ready."""
         return []
 
     def py_tx(self, frame: bytes) -> bool | None:

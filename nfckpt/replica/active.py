@@ -51,6 +51,7 @@ from nfckpt.wire.messages import (
     Hello,
     Leave,
     Need,
+    Parting,
     Prepare,
     Protected,
     Ready,
@@ -299,7 +300,7 @@ class Active:
         if self.state is not S.ACTIVE or (self.giving_up and now - self.asked_ns <= self.bounds.claim_ms_max * MS):
             return []
         self.giving_up, self.asked_ns = reason, now
-        return [Ask(self._question(self._alone))]
+        return [Send(kinds.CONTROL, encode_control(Parting(self.session))), Ask(self._question(self._alone))]
 
     def _question(self, verb: str) -> Question:
         return Question(verb, self.node, self.term, self.peer if verb == "protected" else "", number=self.session)

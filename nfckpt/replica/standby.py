@@ -34,6 +34,7 @@ from nfckpt.wire.messages import (
     Hello,
     Leave,
     Need,
+    Parting,
     Prepare,
     Protected,
     Ready,
@@ -88,6 +89,7 @@ class Standby:
         self.waiting: deque[memoryview] = deque()       # records the tap has no room, or not every input, for yet
         self.missing = (0, 0)           # epoch of the first of them, and since when it lacks an input
         self.asked = 0                  # the epoch whose outputs we asked for
+        self.parting = False            # the active asks for our grant to be struck out
         self.preparing = False          # a planned switch: we claim the next term while the active goes on
         self.granted = False            # and have it
         self.claim_ns = 0               # when we asked last
@@ -172,6 +174,9 @@ class Standby:
         if isinstance(message, Protected) and self.state is S.WHOLE:
             self._move("recorded")
             return [Event("standby", {"term": self.term})]
+        if isinstance(message, Parting):
+            self.parting = True
+            return []
         if isinstance(message, Prepare) and self.state is S.STANDBY:
             self.preparing, self.claim_ns = True, 0
             return self._claim(now)

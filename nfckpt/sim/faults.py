@@ -51,7 +51,7 @@ FAULTS = {                      # name -> (weight, whom it strikes, only in prof
     "switch": (2, Active, False), "switch to a dead standby": (2, Active, False), "stale request": (3, Active, False),
     "lie": (2, Active, False), "ring drops": (3, Active, False), "tap drops": (2, Standby, False), "tap misses": (3, Standby, False),
     "double": (1, Active, False), "active sees twice": (1, Active, False), "tap sees twice": (1, Standby, False),
-    "port flaps": (1, Active, False), "port stuck": (3, Active, False), "late frame": (2, Active, False),
+    "ring unfinished": (2, Active, False), "port flaps": (1, Active, False), "port stuck": (3, Active, False), "late frame": (2, Active, False),
 }
 
 
@@ -362,6 +362,16 @@ class Faults:
         """Its links take nothing for a while: what is released waits in the rings, and may die with them."""
         until = self.world.now + self.rng.choice((5, 20, 60)) * MS
         self._unstick(node, until)
+        if self.rng.random() < 0.5:
+            self.world.at(until - 1, lambda: self._dies(node))
+
+    def _ring_unfinished(self, node: SimShell) -> None:
+        """What arrives at it, or at its peer, is hidden for a while behind a frame that its kernel has not finished."""
+        victim = node.peer_life if node.peer_life is not None and self.rng.random() < 0.5 else node
+        until = self.world.now + self.rng.choice((5, 20, 60)) * MS
+        for port in victim.ports:
+            if isinstance(port, SimPort):
+                port.unfinished_until = until
         if self.rng.random() < 0.5:
             self.world.at(until - 1, lambda: self._dies(node))
 

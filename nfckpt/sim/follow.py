@@ -200,7 +200,7 @@ class SimFollower(SimShell):
             with contextlib.suppress(PeerError):
                 while (message := self.transport.recv()) is not None:
                     yield from self._take(core, self.now, *message)
-            parted = (self.transport.closed or "").startswith(CLOSED)
+            parted = core.parting or (self.transport.closed or "").startswith(CLOSED)
         w.trace(self, f"lost the active: {reason}, proof {proof}, {core.state.value}")
         if not core.may_claim:
             raise Stopped(11, f"lost the active while {core.state.value}: {reason}")

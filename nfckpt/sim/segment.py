@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["HOST", "Channel", "Hub", "SimPort", "channel_pair"]
 
 US = 1000
+MS = 1_000_000
 HOST = "host"
 
 
@@ -65,11 +66,18 @@ class SimPort(PythonPort):
         self._ring = hub.rings[owner.node]
         self._taken: deque[bytes] = deque()
         self.stuck_until = 0            # the link below takes nothing: what is sent stays in the ring
+        self.unfinished_until = 0       # the kernel's CPU that fills the next place of the ring is not running
 
     def py_rx(self, max_frames: int) -> list[tuple[bytes, int]]:
         ring, now = self._ring, self._world.now
         if not ring or ring[0][0] > now:
+            self.py_hidden = False
             return []
+        if now < self.unfinished_until:
+            self.py_hidden = sum(due <= now for due, _, _ in ring) > 1
+            if self.py_hidden or now - ring[0][0] < self._world.bounds.tap_skew_ms_max * MS // 4:       # one alone looks like none
+                return []
+        self.py_hidden = False
         out: list[tuple[bytes, int]] = []
         while ring and ring[0][0] <= now and len(out) < max_frames:
             due, _, frame = heapq.heappop(ring)

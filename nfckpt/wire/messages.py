@@ -23,7 +23,7 @@ import msgspec
 from nfckpt.errors import PeerError
 
 __all__ = [
-    "PORT_DOWN", "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Need", "Prepare", "Protected", "Ready", "Refuse", "TapOpen", "Welcome", "Whole",
+    "PORT_DOWN", "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Need", "Parting", "Prepare", "Protected", "Ready", "Refuse", "TapOpen", "Welcome", "Whole",
     "decode_ack", "decode_control", "decode_outputs", "encode_ack", "encode_control",
 ]
 
@@ -119,6 +119,12 @@ class Protected(_Message):
     term: Number
 
 
+class Parting(_Message):
+    """Active → standby: we ask the witness to let us go on alone. Your grant stands until it does, so from now on ask it before you use it."""
+
+    session: Number
+
+
 class Prepare(_Message):
     """Active → standby: a planned switch is wanted. Claim term + 1 while we go on, and say Ready."""
 
@@ -146,7 +152,7 @@ class Leave(_Message):
     session: Number
 
 
-Control = Hello | Refuse | Welcome | TapOpen | Whole | Need | Protected | Prepare | Ready | Handover | Leave
+Control = Hello | Refuse | Welcome | TapOpen | Whole | Need | Protected | Parting | Prepare | Ready | Handover | Leave
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)

@@ -166,7 +166,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
     from tests.frames import well_formed
     out: dict[str, dict[str, bytes]] = {name: {} for name in TARGETS}
     for message in (m.Hello("p", "a", m.PROTOCOL, bytes(32), b"k"), m.Refuse("why", True), m.Welcome(1, 2, 3, 4), m.TapOpen(1), m.Whole(1),
-                    m.Protected(1, 2), m.Prepare(1, 2), m.Ready(1, 2), m.Handover(1, 2), m.Leave(1)):
+                    m.Protected(1, 2), m.Parting(1), m.Prepare(1, 2), m.Ready(1, 2), m.Handover(1, 2), m.Leave(1)):
         out["wire"][type(message).__name__.lower()] = encode_control(message)
     out["wire"]["ack"] = encode_ack(m.Ack(1, 2, 3, 4, 5, 6))
     ours, theirs = _connected()

@@ -30,3 +30,4 @@ cdef class AfPacketRing(Port):
     cdef void _look(self) noexcept nogil
     cdef void _advance(self) noexcept nogil
     cdef void _lose(self) noexcept nogil
+    cdef bint _unfinished(self) noexcept nogil

@@ -121,7 +121,7 @@ cdef class Agent:
                 n = self._ports.rx(i, b, want)
                 if n < 0:
                     return -1
-                if n < want and b.has_room():
+                if n < want and b.has_room() and not b.hidden >> i & 1:
                     self.ports_empty |= <uint32_t>1 << i
         if self.recording:
             for i in range(b.n):

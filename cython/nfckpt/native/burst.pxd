@@ -22,6 +22,7 @@ cdef class Burst:
     cdef uint8_t* buf
     cdef uint32_t buf_bytes, buf_used
     cdef readonly int n         # frames in the burst
+    cdef uint32_t hidden        # bit i: port i seemed empty, but frames wait behind one that its kernel has not finished
     # one entry a frame; each is the memory of the numpy column of the same name
     cdef uint32_t* off          # first byte in buf
     cdef uint32_t* length       # bytes
@@ -58,6 +59,7 @@ cdef class Burst:
     @cython.final
     cdef inline void clear(self) noexcept nogil:
         self.n = 0
+        self.hidden = 0
         self.buf_used = 0
 
     @cython.final

@@ -27,4 +27,5 @@ cdef class Port:
 cdef class PyPort(Port):        # bridge to ports written in Python: see nfckpt/ports/port.py PythonPort
     cdef readonly object error  # the exception that made it gone, or None
     cdef object _left           # frames py_rx gave beyond what the burst had room for
+    cdef public bint py_hidden  # frames wait behind one that is not ready: the port is not empty, though py_rx gave no more
     cdef void _fail(self, object error)

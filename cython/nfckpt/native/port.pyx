@@ -181,6 +181,8 @@ cdef class PyPort(Port):
                 self.c.rx_frames += 1
                 self.c.rx_bytes += size
                 n += 1
+            if self.py_hidden:
+                b.hidden |= <uint32_t>1 << index
         except BaseException as e:
             self._left.clear()
             self._fail(e)

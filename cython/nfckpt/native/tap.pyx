@@ -160,7 +160,9 @@ cdef class Tap:
                 total += n
                 self.c[p].seen += n
                 if n < BURST_MAX and self._scratch.has_room():
-                    if self.floor[p] < now:
+                    if self._scratch.hidden >> p & 1:
+                        through = self.read_ns
+                    elif self.floor[p] < now:
                         self.floor[p] = now         # empty then: what comes next arrives later
                     break
             else:
