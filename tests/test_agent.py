@@ -226,6 +226,14 @@ def test_ports_take_turns_and_empty_ones_are_noted() -> None:
     assert rig.agent.ports_empty == 0b111 and rig.agent.handed_out == 120
 
 
+def test_a_port_with_hidden_frames_was_not_found_empty() -> None:
+    rig = Rig()
+    rig.ports[0].py_hidden = True
+    assert rig.rx() == 0 and rig.agent.ports_empty == 0b10
+    rig.ports[0].py_hidden = False
+    assert rig.rx() == 0 and rig.agent.ports_empty == 0b11
+
+
 def test_a_port_that_is_gone() -> None:
     rig = Rig()
     rig.ports[1].close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import select
@@ -15,6 +16,7 @@ import pytest
 
 from nfckpt.errors import ConfigError, MachineError, PortError
 from nfckpt.native.burst import Burst
+from nfckpt.native.tap import Tap
 from nfckpt.netns import in_netns
 from nfckpt.ports import AfPacketPort
 from nfckpt.ports.af_packet import SO_MARK
@@ -259,3 +261,25 @@ def test_without_the_permission() -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_ring_whose_next_place_is_not_finished_is_not_empty(lab: Veth) -> None:
+    """A CPU of the kernel took a place, and its host took the CPU away before it was filled; other CPUs filled those behind it.
+    Taken for empty, what lay there was "missed by the active" for the standby, or "missed by the tap": lost, or taken in twice."""
+    frames = [numbered_frame(n, 60) for n in range(5)]
+    with AfPacketPort(lab.dev, lab.a, rx_ring_frames=64, tx_ring_frames=64) as port, AfPacketPort(lab.dev, lab.b) as sender:
+        ring = mmap.mmap(port.fileno(), 128 * 2048)     # the same memory: its first word is the status of the first place
+        tap = Tap([port], bytes(32), 20_000_000)
+        tap.open()
+        tap.poll(t0 := time.monotonic_ns())
+        sender.tx_burst(frames)
+        time.sleep(0.02)
+        status = ring[:4]
+        assert int.from_bytes(status, "little") & 1, "the user's"
+        ring[:4] = bytes(4)
+        assert tap.poll(time.monotonic_ns()) == 0 and tap.read_ns == t0, "nothing was read since"
+        ring[:4] = status
+        assert tap.poll(now := time.monotonic_ns()) == 5 and tap.read_ns == now
+        ring.close()
+    burst = Burst()
+    assert tap.replay(burst, 32) == 5 and burst.frames() == frames

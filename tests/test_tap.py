@@ -42,6 +42,23 @@ def lent(tap: Tap, n: int) -> list[bytes]:
     return burst.frames()
 
 
+def test_time_stands_still_for_a_port_with_hidden_frames() -> None:
+    """What it hides is not missing (rules 5, 6), and its time is not that of the look which did not see it."""
+    tap, ports = rig()
+    tap.name_frame(A, 0, 2 * MS)
+    ports[0].py_hidden = True
+    for ms in range(2, 60):
+        tap.poll(ms * MS)
+        tap.age(0)
+    assert tap.read_ns == 1 * MS and tap.waiting_credits == 1 and tap.counters()["tap_missed"] == 0
+    ports[0].py_hidden = False
+    ports[0].arrive(A, 3 * MS)
+    ports[0].arrive(B, 3 * MS)
+    tap.poll(60 * MS)
+    tap.age(0)
+    assert tap.waiting_credits == 0 and replayed(tap) == [B]
+
+
 def test_what_is_lent_may_come_back() -> None:
     """A replay that is undone begins where it began, and one that went well is over: neither loses nor doubles a frame."""
     tap, _ = rig(2)
