@@ -75,7 +75,7 @@ class Takeover:
             self.unheard = False
         if answer.verb == "suspect" and not answer.holder:
             self._free_ns = now             # its keeper says that it is gone
-        if answer.verb in ("suspect", "claim", "took") and answer.said != "ok":
+        if answer.verb in ("claim", "took") and answer.said != "ok":        # of a suspicion it changes nothing: the claim decides
             return [Stop(3, f"the claim of term {self.term} was denied: {answer.holder or 'nobody'} holds term {answer.term}")]
         if answer.verb == "claim" and self.step is Step.CLAIM:
             self._next(now, Step.FENCE)

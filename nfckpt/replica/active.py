@@ -322,7 +322,10 @@ class Active:
         if answer.said == "wait":
             self.asked_ns = now - (self.bounds.claim_ms_max - self.bounds.beat_ms) * MS     # again after a beat
             return []
-        if answer.said != "ok" and answer.verb in ("protected", "took", self._alone):
+        if answer.said != "ok" and answer.verb == "protected":
+            # the standby has claimed, which may be undone: whether we go on is another question. An old one, answered late, says nothing
+            return self.on_peer_lost(now, "the standby claimed the term", False) if self.state is S.PROTECTING else []
+        if answer.said != "ok" and answer.verb in ("took", self._alone):
             if self.state is S.HOLDING:
                 self._move("denied")
             if self.handed:

@@ -86,8 +86,7 @@ class Standby:
         self.welcome_ns = 0
         self.open_ns = 0
         self.covered_ns = 0
-        self.waiting: deque[memoryview] = deque()       # records the tap has no room, or not every input, for yet
-        self.missing = (0, 0)           # epoch of the first of them, and since when it lacks an input
+        self.waiting: deque[tuple[int, memoryview]] = deque()       # when it came, a record the tap has no room, or not every input, for yet
         self.asked = 0                  # the epoch whose outputs we asked for
         self.parting = False            # the active asks for our grant to be struck out
         self.preparing = False          # a planned switch: we claim the next term while the active goes on
@@ -137,7 +136,7 @@ class Standby:
         """Raises PeerError for anything that does not belong here."""
         self.path.heard(now)
         if kind == kinds.EPOCH:
-            self.waiting.append(payload)
+            self.waiting.append((now, payload))
             return self.work(now)
         if kind == kinds.BEAT:
             beat = decode_ack(payload)
@@ -188,7 +187,7 @@ class Standby:
     def _commit(self, now: int) -> bool:
         """The first that waits. Raises PeerError once: nothing after a record that does not add up is believed."""
         try:
-            return bool(self.path.commit(self.waiting[0], now))
+            return bool(self.path.commit(self.waiting[0][1], now))
         except PeerError:
             self.waiting.clear()
             raise
@@ -238,13 +237,11 @@ class Standby:
         return [Stop(7, f"a port has had no carrier for {(now - down_ns) // MS} ms")]
 
     def _need(self, now: int) -> list[Effect]:
-        """The first record that waits is told by an input which the tap does not hold: after one skew it will not come any more."""
+        """The first record that waits is told by an input which the tap does not hold: one skew after the record came it will not come any more."""
         if not self.waiting or not self.path.missing or self.claimed:
             return []
         due = self.path.epoch + 1
-        if self.missing[0] != due:
-            self.missing = (due, now)
-        if self.asked == due or now - self.missing[1] <= self.bounds.tap_skew_ms_max * MS:
+        if self.asked == due or now - self.waiting[0][0] <= self.bounds.tap_skew_ms_max * MS:
             return []
         self.asked = due
         return [Send(kinds.CONTROL, encode_control(Need(self.session, due)))]

@@ -83,7 +83,7 @@ class SimFollower(SimShell):
                     self._push()
                 lost = t.closed or ""
             except PeerError as e:
-                w.peer_error(self, e, t.lying)
+                w.peer_error(self, e, t.lying or self._lie_waits)
                 lost = e.message
         slow = now >= self._slow_ns
         if core.waiting or slow:
@@ -92,7 +92,7 @@ class SimFollower(SimShell):
                 self._applied(core)
                 yield from self._perform(effects)
             except PeerError as e:
-                w.peer_error(self, e, False)
+                w.peer_error(self, e, self._lie_waits)
                 lost = e.message
         self._push()
         if slow:
@@ -129,6 +129,7 @@ class SimFollower(SimShell):
             if core.path.epochs % UNDO_EVERY == 0 and core.path.last_page and not core.waiting:
                 self._undo()
         effects = core.on_message(now, kind, payload)
+        self._lie_waits |= lie
         if lie and not core.waiting:
             self.world.referee.fail(f"I14: {self!r} believed a message of kind {kind} that its peer never sent")
         self._applied(core)
@@ -169,8 +170,10 @@ class SimFollower(SimShell):
     def _forgets(self, core: Standby) -> None:
         """Rules 6 and 7: what is older than the skew is settled, seen or not."""
         tap, said = core.tap, self._said
-        if tap.read_ns < self.now - 2 * tap.skew_ns or not self._plain:
-            return                                  # it does not come to reading: nothing can be called missing
+        if tap.read_ns < self.now - 2 * tap.skew_ns:
+            self._behind_ns = self.now              # it does not come to reading: nothing can be called missing
+        if self.now - self._behind_ns < 4 * tap.skew_ns or not self._plain:
+            return
         released, names = 0, 0
         for at, n, _, _ in said:
             names += n if at >= tap.read_ns - 2 * tap.skew_ns else 0
@@ -184,7 +187,8 @@ class SimFollower(SimShell):
                 self.world.referee.fail(f"rule 7: {tap.waiting_outputs} outputs are expected, "
                                         f"{core.path.next_seq - self._released} may not have left")
 
-    _released = _drops = 0
+    _lie_waits = False              # what the active never sent may wait behind a record of its own
+    _released = _drops = _behind_ns = 0
     _plain = True
     _checked = 0
 

@@ -53,6 +53,8 @@ class Referee:
         self.clock_ns = 0                               # the youngest pair's time that an output has carried out
         self.contents: dict[tuple[int, int], bytes] = {}        # session, epoch -> arena as captured
         self.commits: dict[int, int] = {}                       # session -> epoch
+        self.lost: set[Key] = set()                             # outputs of a state that is gone: nobody expects them any more
+        self.emitted: set[Key] = set()                          # of the present one
 
     def fail(self, what: str) -> NoReturn:
         w = self.world
@@ -62,7 +64,7 @@ class Referee:
 
     def protected(self) -> bool:
         """Somebody leads, is protected, and the one who protects it is alive and recorded; or has claimed the term for a switch, and
-        did not begin to take it."""
+        did not begin to take it. An active whose app keeps its frames will end of that: it is no half of a pair any more."""
         w, v = self.world, self.world.witness
         names, term = (v.holder, v.standby), v.term
         if v.former:
@@ -71,7 +73,7 @@ class Referee:
         if other is not None and other.takeover is not None and other.takeover.step is not Step.CLAIM:
             return False
         return (lead is not None and other is not None and lead.alive and other.alive and isinstance(lead.core, Active)
-                and lead.core.state in (ActiveState.ACTIVE, ActiveState.HANDED) and lead.core.term == term and not lead.core.giving_up
+                and lead.core.state in (ActiveState.ACTIVE, ActiveState.HANDED) and lead.core.term == term and not lead.core.giving_up and lead.keeps_until <= w.now and not lead.core.engine.aborts_in_row
                 and isinstance(other.core, Standby) and other.core.may_claim and other.core.term == lead.core.term)
 
     def fault(self) -> None:
@@ -83,6 +85,8 @@ class Referee:
             if self.promise:
                 self.fail(f"{node!r} leads blank though the pair was protected when it was struck")
             self.generation += 1
+            self.lost |= self.emitted
+            self.emitted.clear()
             self.clock_ns = 0
             self.explain = self.world.app.explain()
         elif node.app is not None and (check := getattr(node.app, "invariants", None)) is not None:
@@ -107,7 +111,7 @@ class Referee:
         for key in keys:
             if key not in self.ledger.inputs:
                 fenced = core.term < self.term              # what it reads now, nobody learns
-                if node.generation == self.generation and node.promoted and not fenced:
+                if node.generation == self.generation and node.promoted and not fenced and key not in self.lost:
                     self.fail(f"rule 4: {node!r} fed {key[1][14:29].hex()}, an output, to its app")
         self.ledger.took(node, core.agent.epoch, keys)
         self._permitted_at_once(node, core)
@@ -126,6 +130,7 @@ class Referee:
 
     def left(self, node: SimShell, port: int, frame: bytes) -> None:
         """`node` put `frame` on the segment of `port`, past its kernel's fence."""
+        self.emitted.add((port, frame))
         w, core = self.world, node.core
         assert isinstance(core, Active)
         if core.term < self.term:

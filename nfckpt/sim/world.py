@@ -44,7 +44,7 @@ MS = 1_000_000
 US = 1000
 TOY = "nfckpt.sim.toy:Toy"
 KERNEL_EARLY_NS, KERNEL_LATE_NS = 8 * MS, 4 * MS        # a lease may end so much before or after its time (LeaseClock, margin)
-LIVENESS_NS = 1500 * MS
+LIVENESS_NS = 3000 * MS
 DUPLICATE = 0.15
 START_NS = 1000 * MS
 
