@@ -84,7 +84,7 @@ MUTANTS = [
        "                self.expected.remove(<uint32_t>number & self.expected.mask)\n"), at=12),
     _m("rule-5-missed-frames-stay", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if True:\n"),
        (TAP, "if e.ts + self.skew_ns < self.named_ts[e.port]:\n", "if False:\n"), at=36),
-    _m("rule-5-without-the-skew", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if e.ts >= self.named_ts[e.port]:\n"), at=211),
+    _m("rule-5-without-the-skew", "rule 5", (TAP, "if e.ts + self.skew_ns >= self.named_ts[e.port]:\n", "if e.ts >= self.named_ts[e.port]:\n")),
     _m("rule-5-hidden-is-empty-at-the-active", "rule 5", (AGENT, "if n < want and b.has_room() and not b.hidden >> i & 1:", "if n < want and b.has_room():")),
     _m("rule-6-hidden-is-read", "rule 6", (TAP, "if self._scratch.hidden >> p & 1:", "if False:"), at=59),
     _m("rule-6-credits-never-expire", "rule 6", (TAP, "if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:", "if True:"), at=37),
@@ -109,7 +109,7 @@ MUTANTS = [
     _m("takeover-without-claim", "I9", (TAKEOVER, "                effects += self._ask(now, \"claim\")\n",
        "                effects += self._ask(now, \"claim\")\n                self._next(now, Step.FENCE)\n"), at=13),
     _m("beats-answered-after-the-claim", "I9", (STANDBY, "if self.claimed:\n                return", "if False:\n                return")),
-    _m("lease-counts-from-the-welcome", "I9", (STANDBY, "            self.acked_ns = now\n", "            self.acked_ns = self.welcome_ns\n"), at=194),
+    _m("lease-counts-from-the-welcome", "I9", (STANDBY, "            self.acked_ns = now\n", "            self.acked_ns = self.welcome_ns\n")),
     _m("mark-used-before-its-beat-is-answered", "I9", (ACTIVE, "effects.append(LeaseArm(arm.mark, arm.ms))",
        "effects += [LeaseArm(arm.mark, arm.ms), LeaseStamp(arm.mark)]")),
     _m("solo-before-the-grant-is-void", "I9", (ACTIVE, "if self.peer_dead and not self.silent and not self.handed:", "if True:"), at=10),
@@ -158,7 +158,7 @@ MUTANTS = [
     _m("the-last-line-is-not-applied", "I8", (EPOCH, "    for i in range(r.h.n_lines):\n        if i + ASK_LINES", "    for i in range(r.h.n_lines - (r.h.n_lines > 2)):\n        if i + ASK_LINES"), at=0),
     _m("parting-is-not-said", "I9", (ACTIVE, "[Send(kinds.CONTROL, encode_control(Parting(self.session))), Ask(", "[Ask(")),
     _m("parted-and-promoted-on-proof", "I9", (TAKEOVER, " and self.kills and not self.parted):", " and self.kills):")),
-    _m("answers-a-beat-late", "I9", (STANDBY, "            self.acked_ns = now\n            return [Send(", "            self.acked_ns = max(self.acked_ns, now - 12 * MS)\n            return [Send("), at=194),
+    _m("answers-a-beat-late", "I9", (STANDBY, "            self.acked_ns = now\n            return [Send(", "            self.acked_ns = max(self.acked_ns, now - 12 * MS)\n            return [Send(")),
     _m("record-that-overruns", "I14", (EPOCH, "    if h.total_bytes != total:\n        return 3\n", "")),
 ]
 

@@ -389,7 +389,7 @@ class Faults:
         self._linger, self._doomed = None, node
         w.referee.ledger.unseen((port, frame), w.now + w.hidden_ns)
         w.trace(node, f"a switch keeps {frame[14:29].hex()}")
-        return 5 * w.bounds.tap_skew_ms_max * MS // 2
+        return 2 * w.bounds.tap_skew_ms_max * MS             # after a takeover the filter lasts as long, counted from then
 
     def _active_sees_twice(self, node: SimShell) -> None:
         self._fog[node.node] = Fog("twice", 2, self.world.far)

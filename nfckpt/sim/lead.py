@@ -22,6 +22,7 @@ from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
 from nfckpt.sim.app import SimContext
 from nfckpt.sim.follow import SimFollower
+from nfckpt.sim.segment import SimPort
 from nfckpt.sim.shell import MS, Steps, Stopped
 from nfckpt.wire import kinds
 
@@ -244,7 +245,8 @@ class SimLeader(SimFollower):
         if agent.tap is not None:
             agent.tap.poll(now)             # the agent reads it by the machine's clock; age counts by ours
             agent.tap.age(0)
-            if agent.tap.read_ns >= filter_due and not agent.tap.waiting_inputs:
+            hides = any(isinstance(port, SimPort) and port.py_hidden for port in self.ports)        # then read_ns is the machine's still
+            if agent.tap.read_ns >= filter_due and not hides and not agent.tap.waiting_inputs:
                 agent.tap = None
 
     # ── the engine's transitions, seen from outside ──────────────────────────────────────────────
