@@ -129,7 +129,7 @@ MUTANTS = [
     _m("witness-replaces-a-holder-that-has-a-standby", "W4, I13", (WITNESS, "if self.holder or self.standby or self.former:", "if self.holder or self.former:"), at=23),
     _m("protected-before-it-is-recorded", "I13", (ACTIVE, "return [Ask(self._question(\"protected\"))]",
        "self._move(\"recorded\")\n        return [Ask(self._question(\"protected\")), Send(kinds.CONTROL, encode_control(Protected(self.session, self.term))),\n"
-       "                Event(\"protected\", {\"peer\": self.peer, \"term\": self.term})]"), at=19),
+       "                Event(\"protected\", {\"peer\": self.peer, \"term\": self.term})]")),
     _m("sync-promotable-too-early", "I13, rule 9", (STANDBY, "return self.state in (S.WHOLE, S.STANDBY)", "return self.state is not S.JOINING")),
     _m("whole-before-the-last-page", "I8, rule 9", (STANDBY, "if self.path.last_page and not self.waiting and", "if not self.waiting and"), at=0),
     _m("settle-at-once", "exactly once", (TAKEOVER, "settled = self.standby", "settled = True or self.standby"), at=8),
