@@ -418,7 +418,8 @@ class Active:
         on its tap what we did not, and emits again what we let go into the dead port."""
         if not down or self.state is not S.ACTIVE or self.cut or self.handing_over or self.path.peer_flags & PORT_DOWN:
             return []
-        self.hand_over()
+        if not self.preparing:              # whatever its tap lacks: here nothing leaves any more
+            self.preparing, self.prepare_ns = True, 0
         self.cut = True
         return [Event("switching", {"reason": "a port has no carrier"})]
 
