@@ -169,19 +169,24 @@ SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))      # here: the first look
 # ── planting ─────────────────────────────────────────────────────────────────────────────────────
 
 
+def changed(mutant: Mutant) -> dict[str, str]:
+    """Each file that this bug changes, and its text then. Raises ValueError where a change fits nowhere, or in two places."""
+    texts: dict[str, str] = {}
+    for change in mutant.changes:
+        text = texts.get(change.file) or (ROOT / "nfckpt" / change.file).read_text()
+        if text.count(change.old) != 1:
+            raise ValueError(f"{mutant.name} does not apply: {change.file} has {text.count(change.old)} times {change.old!r}")
+        texts[change.file] = text.replace(change.old, change.new)
+    return texts
+
+
 @contextmanager
 def planted(mutant: Mutant) -> Iterator[Path]:
     """A folder to put first on PYTHONPATH: the package with this bug in it."""
     with tempfile.TemporaryDirectory(prefix="nfckpt-mutant-") as folder:
         package = Path(folder) / "nfckpt"
         shutil.copytree(ROOT / "nfckpt", package, copy_function=os.symlink)
-        texts: dict[str, str] = {}
-        for change in mutant.changes:
-            text = texts.get(change.file) or (package / change.file).read_text()
-            if text.count(change.old) != 1:
-                raise ValueError(f"{mutant.name} does not apply: {change.file} has {text.count(change.old)} times {change.old!r}")
-            texts[change.file] = text.replace(change.old, change.new)
-        for file, text in texts.items():
+        for file, text in changed(mutant).items():
             (package / file).unlink()
             (package / file).write_text(text)
             if file.startswith(NATIVE):

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutants import MUTANTS, hunt_all, row
+from tests.mutants import MUTANTS, Mutant, changed, hunt_all, row
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_a_bug_fits_the_code_as_it_is(mutant: Mutant) -> None:
+    assert changed(mutant)
 
 
 @pytest.mark.timeout(1800)

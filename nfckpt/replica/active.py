@@ -410,8 +410,11 @@ class Active:
         """Begin a planned switch: the standby claims the next term; then input and timers stop, the rest commits, and it leads.
         False: not protected."""
         if self.state is S.ACTIVE and not self.peer_gap and not self.handing_over and not self.preparing:
-            self.preparing, self.prepare_ns = True, 0
+            self._prepare()
         return self.preparing or self.handing_over
+
+    def _prepare(self) -> None:
+        self.preparing, self.prepare_ns = True, 0
 
     def on_ports(self, now: int, down: bool) -> list[Effect]:
         """About once a millisecond: a port of ours has no carrier. A standby that has one everywhere is handed the term: it has seen
@@ -419,7 +422,7 @@ class Active:
         if not down or self.state is not S.ACTIVE or self.cut or self.handing_over or self.path.peer_flags & PORT_DOWN:
             return []
         if not self.preparing:              # whatever its tap lacks: here nothing leaves any more
-            self.preparing, self.prepare_ns = True, 0
+            self._prepare()
         self.cut = True
         return [Event("switching", {"reason": "a port has no carrier"})]
 
