@@ -1,8 +1,13 @@
-"""Keeper: a command waits for its own answer only."""
+"""Keeper: a command waits for its own answer only; the process of the next life is there before it is needed."""
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +16,7 @@ from nfckpt.deploy.keeper import Keeper
 from nfckpt.errors import ProtectionError
 from nfckpt.failover.witness import Witness
 from nfckpt.wire import keeper as wire
+from tests.pair_rig import PairRig, until
 
 CONFIG = PairConfig(name="k", app="tests.ray_app:Wire", nodes={n: NodeConfig(ports=["mem:0"]) for n in "ab"})
 
@@ -26,3 +32,48 @@ def test_an_unanswered_command_is_forgotten() -> None:
             keeper.command("status", 0.01)
         keeper._take(ours, wire.Reply(2, {"late": True}))
         assert keeper._replies == {}
+
+
+def test_the_next_life_is_a_process_that_waits_already() -> None:
+    with PairRig() as rig:
+        keeper = rig.pair.keepers["b"]
+        spare = until(lambda: keeper._spare)[1].pid
+        assert spare != keeper.pid
+        rig.kill_standby()
+        until(lambda: keeper.pid == spare)
+        rig.protected()
+        after = until(lambda: keeper._spare)[1].pid                 # and one for the life after
+        assert after != spare
+        os.kill(after, signal.SIGKILL)                              # somebody ends it: the node starts all the same
+        until(lambda: not running(after) or Path(f"/proc/{after}/stat").read_text().split()[2] == "Z")
+        rig.kill_standby()
+        until(lambda: keeper.starts == 3 and keeper.pid not in (0, after))
+        rig.protected()
+        waiting = [until(lambda k=k: k._spare)[1].pid for k in rig.pair.keepers.values()]
+        rig.check()
+    assert not any(map(running, waiting))
+
+
+def running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without privilege there is no way back from a lower priority, so none is taken")
+def test_a_spare_has_the_lowest_priority_until_it_is_needed() -> None:
+    with PairRig(traffic=False) as rig:
+        keeper = rig.pair.keepers["b"]
+        spare = until(lambda: keeper._spare)[1].pid
+        until(lambda: os.getpriority(os.PRIO_PROCESS, spare) == 19)
+        rig.kill_standby()
+        until(lambda: keeper.pid == spare)
+        rig.protected()
+        assert os.getpriority(os.PRIO_PROCESS, spare) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_a_spare_ends_with_its_keeper() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        spare = subprocess.Popen([sys.executable, "-m", "nfckpt.deploy.spare", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+        theirs.close()
+        ours.close()
+        assert spare.wait(20) == 10

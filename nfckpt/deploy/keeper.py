@@ -4,7 +4,7 @@ Who uses it     the Ray actor (ray_actors.py), the local runner (local.py), or a
                 its own reads the process's socket, another carries questions to the witness, one after the other, so that
                 one that does not answer holds up nothing else; calls from other threads are safe.
 
-Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life
+Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life; the next one's waits already (spare.py)
                    │ ◄── WitnessAsk, Report, Reply ──┘
                    └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order or is in maintenance
 
@@ -58,6 +58,7 @@ class Keeper:
         self._reason = ""               # why this life ended, where it could say so itself
         self._was_whole = False         # this life was half of a protected pair: what ended it was not its start
         self._sock: socket.socket | None = None
+        self._spare: tuple[socket.socket, subprocess.Popen[bytes]] | None = None
         self._lock = threading.Lock()
         self._replies: dict[int, dict[str, Any] | None] = {}     # None: awaited
         self._replied = threading.Condition(self._lock)
@@ -169,6 +170,12 @@ class Keeper:
             p.wait()
         if self._thread.is_alive():
             self._thread.join(1)
+        if self._spare is not None:
+            ours, spare = self._spare
+            ours.close()
+            spare.kill()
+            spare.wait()
+            self._spare = None
 
     # ── the keeper's thread ──────────────────────────────────────────────────────────────────────
 
@@ -228,17 +235,25 @@ class Keeper:
 
     def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         self._before()
+        (ours, process), self._spare = self._spare or self._exec("nfckpt.node"), None
+        if not wire.send(ours, self.spec):          # a spare that somebody ended
+            ours.close()
+            process.wait()
+            ours, process = self._exec("nfckpt.node")
+            wire.send(ours, self.spec)
+        self.starts += 1
+        return ours, process
+
+    def _exec(self, module: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for s in (ours, theirs):
             s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
+                [sys.executable, "-m", module, str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
                 pass_fds=(theirs.fileno(), *self._pass_fds),
                 start_new_session=self.spec.orphan_ms > 0,      # Ray ends the process group of a worker that died
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
-        self.starts += 1
-        wire.send(ours, self.spec)
         return ours, process
 
     def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
@@ -254,7 +269,10 @@ class Keeper:
                 self._reason = str(message.fields["reason"])
                 if isinstance(self.process, Adopted):
                     self.process.said = int(message.fields["code"])
-            self._was_whole |= message.name in ("standby", "protected")
+            if message.name in ("standby", "protected"):
+                self._was_whole = True
+                if self._spare is None and not self._stopping.is_set():
+                    self._spare = self._exec("nfckpt.deploy.spare")
             self._event(message.name, message.fields, message.at_ns)
 
     def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:
