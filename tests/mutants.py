@@ -120,6 +120,8 @@ MUTANTS = [
     _m("switch-forgets-a-silent-death", "I13", (ACTIVE, "encode_control(Handover(self.session, self.term)))]\n",
        "encode_control(Handover(self.session, self.term))), Stop(4, \"handed over\")]\n")),
     _m("witness-grants-twice", "W1, I9", (WITNESS, "        elif q.node != self.holder or q.term not in (self.term, self.back):\n", "        elif q.term > self.term:\n"), at=30),
+    _m("witness-grants-what-was-taken-unheard", "W1, I9", (WITNESS, "max(self.term, self.passed) + 1", "self.term + 1"), at=929),
+    _m("recorded-in-a-term-that-nobody-knows", "I13", (ACTIVE, "        if self.unheard:\n            return []\n", ""), at=143),
     _m("witness-forgets-whose-term-was-claimed", "W6, I9", (WITNESS, "if self.holder or self.standby or self.former:", "if self.holder or self.standby:"), at=15),
     _m("witness-undoes-a-claim-that-may-be-used", "W6, I9", (WITNESS, "if self.holder and q.verb == \"solo\":", "if False:"), at=86),
     _m("witness-undoes-what-was-taken", "W6, I9", (WITNESS, "        if said == \"ok\":\n            self.former = \"\"\n", ""), at=30),

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from nfckpt.config import NodeConfig, PairConfig
-from nfckpt.deploy.keeper import Keeper
+from nfckpt.deploy.keeper import Keeper, _receive
 from nfckpt.errors import ProtectionError
-from nfckpt.failover.witness import Witness
+from nfckpt.failover.witness import Answer, Question, Witness
 from nfckpt.wire import keeper as wire
 from tests.pair_rig import PairRig, until
 
@@ -32,6 +32,29 @@ def test_an_unanswered_command_is_forgotten() -> None:
             keeper.command("status", 0.01)
         keeper._take(ours, wire.Reply(2, {"late": True}))
         assert keeper._replies == {}
+
+
+def test_a_blank_node_says_which_term_it_led_last() -> None:
+    """Its keeper remembers: the witness may not have heard of it. What a killed process said last is read too."""
+    witness = Witness()
+    for q in (Question("register", "b", life="1"), Question("register", "a", life="2"), Question("protected", "b", 1, "a")):
+        witness.ask(q)
+    keeper = Keeper(wire.NodeSpec(CONFIG, "a", bytes(32), ""), witness.ask)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            wire.send(theirs, wire.WitnessAsk(Question("took", "a", 2)))
+            wire.send(ours, wire.Command("status"))
+        raw = _receive(ours)
+        assert raw and _receive(ours) == b""
+        keeper._take(ours, wire.from_process.decode(raw))
+    while not keeper._questions.empty():                # nobody carries them: the witness is silent
+        keeper._questions.get()
+    keeper._take(ours, wire.WitnessAsk(Question("register", "a", life="3")))
+    row = keeper._questions.get()
+    assert row is not None and row[0] == Question("register", "a", 2, life="3")
+    assert witness.ask(row[0]).said == "follow"         # b's process still holds term 1, for all that is known
+    assert witness.ask(Question("register", "b", life="4")) == Answer("register", "lead", 3, "b")
 
 
 def test_the_next_life_is_a_process_that_waits_already() -> None:

@@ -17,7 +17,7 @@ OTHER = {"a": "b", "b": "a"}
 HERE_A, HERE_B = Question("here", "a", 4, "b", leads=True), Question("here", "b", 4)
 
 
-Kept = tuple[int, str, str, str, int, tuple[tuple[str, str], ...]]
+Kept = tuple[int, str, str, str, int, int, tuple[tuple[str, str], ...]]
 
 
 class History(NamedTuple):
@@ -33,12 +33,12 @@ class History(NamedTuple):
 
 def restored(state: Kept) -> Witness:
     w = Witness()
-    w.term, w.holder, w.standby, w.former, w.back, w.lives = *state[:5], dict(state[5])
+    w.term, w.holder, w.standby, w.former, w.back, w.passed, w.lives = *state[:6], dict(state[6])
     return w
 
 
 def kept(w: Witness) -> Kept:
-    return w.term, w.holder, w.standby, w.former, w.back, tuple(sorted(w.lives.items()))
+    return w.term, w.holder, w.standby, w.former, w.back, w.passed, tuple(sorted(w.lives.items()))
 
 
 def questions(h: History) -> list[Question]:
@@ -47,6 +47,8 @@ def questions(h: History) -> list[Question]:
     for i, node in enumerate("ab"):
         out += [Question("register", node, life=f"{node}{h.lives[i]}"), Question("register", node, life=f"{node}{h.lives[i] + 1}"),
                 Question("gone", node)]
+        if h.witness[2] == node:                # recorded: it led in the next term on proof, and nobody heard of it
+            out.append(Question("register", node, h.witness[0] + 1, life=f"{node}{h.lives[i] + 1}"))
         for term in range(max(1, h.witness[0] - 2), h.witness[0] + 2):
             out += [Question("suspect", node, term), Question("here", node, term, OTHER[node], leads=True),
                     Question("protected", node, term, OTHER[node]), Question("solo", node, term), Question("reclaim", node, term),
@@ -61,7 +63,7 @@ def asked(h: History, q: Question) -> History:
     before = w.view()
     answer = w.ask(q)
     assert answer.term == w.term >= before.term, "terms only grow"
-    assert (w.term <= before.term + 1 and w.holder != w.standby) or w.holder == w.standby == ""
+    assert (w.term <= max(before.term, w.passed) + 1 and w.holder != w.standby) or w.holder == w.standby == ""
     lives = list(h.lives)
     if q.verb == "register" and q.life != f"{q.node}{h.lives['ab'.index(q.node)]}":
         lives["ab".index(q.node)] += 1
@@ -77,6 +79,7 @@ def asked(h: History, q: Question) -> History:
         assert granted.setdefault(w.term, (q.node, life)) == (q.node, life), "W1: a term has one holder, and one process"
         if w.term > before.term:
             if q.verb == "register":                    # W3, W4: blank, and nobody who could claim
+                assert w.term > w.passed >= q.term, "W1: what was taken unheard is not granted again"
                 assert before.holder in ("", q.node) and before.standby in ("", q.node)
                 assert doubt == (0, "", 0), "W6: one whose term was claimed may emit yet"
             elif not back:                              # W2

@@ -28,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nfckpt.errors import ProtectionError
 from nfckpt.failover.witness import Answer, Question
 from nfckpt.node import EXIT
@@ -56,6 +58,7 @@ class Keeper:
         self.last_exit: tuple[int, str] | None = None
         self.events: deque[tuple[str, int, dict[str, Any]]] = deque(maxlen=1000)
         self._reason = ""               # why this life ended, where it could say so itself
+        self._led = 0                   # the last term that a life of this node took
         self._was_whole = False         # this life was half of a protected pair: what ended it was not its start
         self._sock: socket.socket | None = None
         self._spare: tuple[socket.socket, subprocess.Popen[bytes]] | None = None
@@ -223,10 +226,8 @@ class Keeper:
         if isinstance(process, subprocess.Popen):
             self._event("started", {"pid": process.pid})
         try:
-            while raw := sock.recv(wire.DATAGRAM_BYTES_MAX):
+            while raw := _receive(sock):
                 self._take(sock, wire.from_process.decode(raw))
-        except ConnectionResetError:
-            pass                        # killed with unread commands in its socket
         finally:
             with self._lock:
                 self._sock = None
@@ -258,7 +259,12 @@ class Keeper:
 
     def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
         if isinstance(message, wire.WitnessAsk):
-            self._questions.put((message.question, sock))
+            question = message.question
+            if question.verb == "took":
+                self._led = question.term
+            elif question.verb == "register":           # it is blank: we remember for it
+                question = msgspec.structs.replace(question, term=self._led)
+            self._questions.put((question, sock))
         elif isinstance(message, wire.Reply):
             with self._replied:
                 if message.number in self._replies:     # else nobody waits any more
@@ -269,6 +275,8 @@ class Keeper:
                 self._reason = str(message.fields["reason"])
                 if isinstance(self.process, Adopted):
                     self.process.said = int(message.fields["code"])
+            if message.name == "active":
+                self._led = int(message.fields["term"])
             if message.name in ("standby", "protected"):
                 self._was_whole = True
                 if self._spare is None and not self._stopping.is_set():
@@ -281,6 +289,14 @@ class Keeper:
         if self._on_event is not None:
             with contextlib.suppress(Exception):
                 self._on_event(*row)
+
+
+def _receive(sock: socket.socket) -> bytes:
+    """The next datagram, b"" after the last. A process killed with unread commands in its socket has this told first, once."""
+    try:
+        return sock.recv(wire.DATAGRAM_BYTES_MAX)
+    except ConnectionResetError:
+        return sock.recv(wire.DATAGRAM_BYTES_MAX)
 
 
 def _path() -> str:

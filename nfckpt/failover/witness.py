@@ -1,6 +1,7 @@
 """Witness: hands out terms, one at a time, to one node each. Sans-I/O; a named detached Ray actor or a local runner carries it.
 
-Rules       W1 A term is granted to one node, once, and terms only grow.
+Rules       W1 A term is granted to one node, once, and terms only grow: also past one that was taken on proof while nobody was heard.
+               Who registers says so (`term`: the last its keeper saw the node take or lead).
             W2 Only the node recorded as `standby` of the current term may claim the next one. It is recorded when the
                active says that it is whole, and struck out when the active is allowed to go solo: whichever comes first wins.
             W3 A pair without holder is led by the first node that registers; it starts blank.
@@ -85,6 +86,7 @@ class Witness:
         self.holder = ""
         self.standby = ""
         self.former = ""                        # whose term was claimed, and not yet taken
+        self.passed = 0                         # the last term that somebody led, as far as was heard
         self.back = -1                          # the holder's own term, until it hears that it was given a later one
         self.lives: dict[str, str] = {}         # node -> the process that registered last
         self.missing = set(missing)
@@ -119,6 +121,7 @@ class Witness:
         if not q.life or self.lives.get(q.node) != q.life:
             self._gone(q)                       # a process that registers is blank: what it was is lost
         self.lives[q.node] = q.life
+        self.passed = max(self.passed, q.term)
         self.missing.discard(q.node)            # and holds nothing
         if self.missing:
             return "wait"
@@ -126,7 +129,7 @@ class Witness:
             return "lead"
         if self.holder or self.standby or self.former:
             return "follow"
-        self.term, self.holder, self.back = self.term + 1, q.node, -1
+        self.term, self.holder, self.back = max(self.term, self.passed) + 1, q.node, -1
         return "lead"
 
     def _protected(self, q: Question) -> str:

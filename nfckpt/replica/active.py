@@ -249,6 +249,9 @@ class Active:
         return []
 
     def _record(self, now: int) -> list[Effect]:
+        """Not before the witness knows in which term we lead: it would deny it, and deny a whole standby's claim too."""
+        if self.unheard:
+            return []
         self.recording = True
         self.asked_ns = now
         return [Ask(self._question("protected"))]
@@ -333,6 +336,7 @@ class Active:
             return [Stop(3, f"fenced: {answer.holder or 'nobody'} holds term {answer.term}, ours is {self.term}")]
         if answer.verb == "took":
             self.unheard = False
+            return self._record(now) if self.whole and self.lease is None and self.state is S.PROTECTING else []
         if answer.verb == "suspect" and answer.term == self.term and self.recording and self.state in (S.PROTECTING, S.ACTIVE):
             return self.on_peer_lost(now, "the standby lost us, and we live", False)
         if answer.number != self.session:

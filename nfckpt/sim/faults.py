@@ -46,7 +46,7 @@ FAULTS = {                      # name -> (weight, whom it strikes, only in prof
     "crash active": (8, Active, False), "crash standby": (6, Standby, False),
     "machine active": (4, Active, True), "machine standby": (2, Standby, True),
     "stop active": (3, Active, False), "stop standby": (2, Standby, False), "slow standby": (2, Standby, False),
-    "app keeps frames": (2, Active, False), "slow witness": (1, Active, False), "cut": (2, Active, True),
+    "app keeps frames": (2, Active, False), "slow witness": (1, Active, False), "silent witness": (2, Active, False), "cut": (2, Active, True),
     "stall out": (1, Active, True), "stall in": (1, Active, True), "stall": (1, Active, True),
     "switch": (2, Active, False), "switch to a dead standby": (2, Active, False), "stale request": (3, Active, False),
     "lie": (2, Active, False), "ring drops": (3, Active, False), "tap drops": (2, Standby, False), "tap misses": (3, Standby, False),
@@ -215,6 +215,12 @@ class Faults:
 
     def _slow_witness(self, node: SimShell) -> None:
         self.world.witness_late(node, self.rng.choice((5, 20, 150)) * MS)
+
+    def _silent_witness(self, node: SimShell) -> None:
+        """To one node, or to both."""
+        ms = self.rng.choice((20, 60, 200))
+        for name in self.rng.choice(((node.node,), (node.peer,), self.world.names)):
+            self.world.witness_silent(name, ms * MS)
 
     def _switch(self, node: SimShell) -> None:
         assert isinstance(node.core, Active)

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import msgspec
+
 from nfckpt.config import Bounds
 from nfckpt.errors import PeerError
 from nfckpt.failover.detector import Detector
@@ -126,6 +128,8 @@ class World:
         self._fence: dict[str, dict[int, int]] = {}
         self._mark: dict[SimShell, int] = {}
         self._asks: dict[str, int] = {}
+        self._led: dict[str, int] = {}          # by its keeper: the last term that a node took
+        self._unheard: dict[str, int] = {}      # until when nothing passes between a node and the witness
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._count = self._lives = 0
         self._hash = hashlib.sha256()
@@ -180,6 +184,7 @@ class World:
         self.healed = True
         self.trace(None, "healed")
         self.faults.heal()
+        self._unheard.clear()
         for node in self.lives.values():
             node.stopped_until = node.slow_until = 0
         end = self.now + LIVENESS_NS
@@ -257,7 +262,7 @@ class World:
         pause = self.cpu.randrange(1 * MS, 16 * MS)
         if gone:
             self._question(node.node, Question("gone", node.node), None)
-            pause += self._asks[node.node] - self.now
+            pause += max(0, self._asks.get(node.node, 0) - self.now)
         self.at(self.now + pause, lambda: self._start(node.node))
 
     def kill(self, node: SimShell, why: str, machine: bool = False) -> None:
@@ -267,6 +272,8 @@ class World:
             if isinstance(node.core, Active) and node.core.protected and (node.core.agent.pending or node.core.engine.outstanding):
                 self.kills += 1
             notice = -1 if machine else self.net.randrange(2 * MS)
+            if machine:
+                self._led.pop(node.node, None)
             self._end(node, lambda channel: channel.crash(notice), gone=not machine)
 
     def poll_ns(self, node: SimShell, busy: bool, most_ns: int = MS) -> int:
@@ -291,8 +298,19 @@ class World:
     def witness_late(self, node: SimShell, ns: int) -> None:
         self._asks[node.node] = max(self.now, self._asks.get(node.node, 0)) + ns
 
+    def witness_silent(self, name: str, ns: int) -> None:
+        """For so long, what a keeper carries gets lost: the questions of its node, and its own word that the node is gone."""
+        self._unheard[name] = self.now + ns
+
     def _question(self, name: str, q: Question, node: SimShell | None) -> None:
         """A keeper carries questions one after the other."""
+        if q.verb == "took":
+            self._led[name] = q.term
+        elif q.verb == "register":
+            q = msgspec.structs.replace(q, term=self._led.get(name, 0))
+        if self.now < self._unheard.get(name, 0):
+            self.trace(node, f"asks {q.verb} {q.term} of {q.node}: nobody hears")
+            return
         there = max(self.now, self._asks.get(name, 0)) + 1 + self.net.randrange(self.witness_ns)
         back = there + 1 + self.net.randrange(self.witness_ns)
         self._asks[name] = back
