@@ -346,6 +346,7 @@ def test_a_takeover_while_the_witness_is_silent(profile: str) -> None:
 def test_twenty_kills_in_a_row() -> None:
     """The keepers' process has as many descriptors and threads, and no more memory, after them than before."""
     def mine() -> tuple[int, int]:
+        until(lambda: all(k._spare for k in rig.pair.keepers.values()))
         return len(os.listdir("/proc/self/fd")), threading.active_count()
 
     def resident() -> int:
