@@ -179,6 +179,9 @@ class PairConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     """"module:Class" of the network function."""
     profile: str = "host"
     """"host": both nodes on one kernel, shared memory. "hosts": nothing shared, TCP."""
+    input: str = "tap"
+    """How the standby gets what the active receives. "tap": its own ports see both the input and the output (a hub, a mirror). "ship": the
+    active sends it; for switches that learn. Then what a dead active's kernel had received and not handed out is lost, and counted."""
     app_args: dict[str, Any] = {}
     quarantine_dir: str = ""
     """Folder on each node for frames that its app did not survive; "" is nfckpt-UID-quarantine in the folder for temporary files."""
@@ -197,6 +200,7 @@ class _Pair(msgspec.Struct):
     name: str
     app: str
     profile: str = "host"
+    input: str = "tap"
     quarantine_dir: str = ""
     receipts_dir: str = ""
     preempt: str = ""
@@ -217,6 +221,8 @@ def check(c: PairConfig) -> None:
 
     if c.profile not in ("host", "hosts"):
         raise ConfigError(f"profile = {c.profile!r}", 'use "host" (one kernel, shared memory) or "hosts" (TCP, leases)')
+    if c.input not in ("tap", "ship"):
+        raise ConfigError(f"input = {c.input!r}", 'use "tap" (the standby\'s ports see the segment) or "ship" (the active sends what it receives)')
     if not re.fullmatch(_NAME, c.name):
         raise ConfigError(f"name = {c.name!r}", "1 to 40 letters, digits, dots, dashes")
     if c.preempt and c.preempt not in c.nodes:
@@ -378,7 +384,7 @@ def loads(text: str, source: str = "config") -> PairConfig:
             _known(("nodes", name), node, NodeConfig.__struct_fields__)
         pair = _typed(("pair",), raw["pair"], _Pair)
         config = PairConfig(
-            name=pair.name, app=pair.app, profile=pair.profile, app_args=raw["app"],
+            name=pair.name, app=pair.app, profile=pair.profile, input=pair.input, app_args=raw["app"],
             quarantine_dir=pair.quarantine_dir, receipts_dir=pair.receipts_dir, preempt=pair.preempt, preempt_delay_s=pair.preempt_delay_s,
             hooks=[_typed(("hooks", str(i)), hook, Hook) for i, hook in enumerate(raw["hooks"])],
             bounds=_typed(("bounds",), raw["bounds"], Bounds),
@@ -412,6 +418,7 @@ def example() -> str:
 name = "edge-nat"
 app = "nfckpt.apps.nat:Nat"         # module:Class
 profile = "hosts"                   # "host": both nodes on one kernel. "hosts": nothing shared, TCP and leases
+# input = "ship"                    # for switches that learn; without: the standby's ports see the segment (a hub, a mirror)
 # preempt = "a"                     # takes its role back once it is a standby again; without: whoever leads goes on
 # preempt_delay_s = 30              # … and has been one for so long
 

@@ -14,7 +14,7 @@
 
 The hubs are bridges that learn nothing and flood everything: both nodes see every frame. `Testbed(segment="switch")` puts learning
 switches in their places: a frame goes where its address was last seen, and the nodes' two ports mirror each other (mirror.py), so that the
-standby gets its copy; a takeover moves the pair's virtual MAC to the other port by what the new active announces. `where` asks. The
+standby gets its copy, or, with "bare", do not: then only the active gets what is sent to the pair. A takeover moves the pair's virtual MAC to the other port by what the new active announces. `where` asks. The
 nodes' `lan` and `wan` have no address, no ARP, no IPv6, and are promiscuous: their kernels answer nothing, only the
 network function does. `rep` is an ordinary interface. The client's other addresses are 10.0.0.3 to .9. The server knows its own subnet only, so
 what reaches it must come from 198.51.100.1, the address of the network function.
@@ -44,7 +44,7 @@ __all__ = [
     "CLIENT_IPS", "GATEWAY_IP", "LINKS", "NAT_IP", "NODES", "REP_IPS", "ROLES", "SERVER_IP", "Segment", "Testbed", "clean", "leftovers",
 ]
 
-Segment = Literal["hub", "switch"]
+Segment = Literal["hub", "switch", "bare"]
 AGEING_CS = 300_00      # a learned address is forgotten after 300 s of silence (IEEE 802.1D's default)
 NUD_PERMANENT = 0x80    # an entry of a port itself, not learned
 ROLES = ("client", "hub_lan", "a", "hub_rep", "b", "hub_wan", "server")
@@ -72,8 +72,8 @@ class Testbed:
 
     def __init__(self, prefix: str = "nf", segment: Segment = "hub") -> None:
         _names(prefix)
-        if segment not in ("hub", "switch"):
-            raise ConfigError(f"no segment {segment!r}", 'use "hub" or "switch"')
+        if segment not in ("hub", "switch", "bare"):
+            raise ConfigError(f"no segment {segment!r}", 'use "hub", "switch" (learning, with a mirror between the nodes) or "bare" (without)')
         self.prefix, self.segment = prefix, segment
 
     def __enter__(self) -> Testbed:
@@ -163,9 +163,9 @@ class Testbed:
             netns.run_in(self.ns(hub), shut, port, not up)
 
     def _hub(self, hub: str, plugs: dict[str, str]) -> None:
-        learns = self.segment == "switch" and hub != "hub_rep"
+        learns = self.segment != "hub" and hub != "hub_rep"
         netns.run_in(self.ns(hub), _set_up_hub, {role: (self.ns(role), device, _mac(role, device)) for role, device in plugs.items()}, learns)
-        if learns:
+        if learns and self.segment == "switch":
             netns.run_in(self.ns(hub), mirror, *NODES)
 
 

@@ -55,6 +55,7 @@ def _m(name: str, promise: str, *changes: tuple[str, str, str], by: str = "sim",
 
 ACTIVE, STANDBY, TAKEOVER, WITNESS = "replica/active.py", "replica/standby.py", "failover/takeover.py", "failover/witness.py"
 TAP, GATE, AGENT, ENGINE, EPOCH = (f"native/{n}.pyx" for n in ("tap", "gate", "agent", "engine", "epoch"))
+ACTIVE_PATH, STANDBY_PATH = (f"native/{n}.pyx" for n in ("active_path", "standby_path"))
 LEADS, FOLLOWS = "native/active_path.pyx", "native/standby_path.pyx"
 
 MUTANTS = [
@@ -161,6 +162,10 @@ MUTANTS = [
     _m("parting-is-not-said", "I9", (ACTIVE, "[Send(kinds.CONTROL, encode_control(Parting(self.session))), Ask(", "[Ask(")),
     _m("parted-and-promoted-on-proof", "I9", (TAKEOVER, " and self.kills and not self.parted):", " and self.kills):")),
     _m("answers-a-beat-late", "I9", (STANDBY, "            self.acked_ns = now\n            return [Send(", "            self.acked_ns = max(self.acked_ns, now - 12 * MS)\n            return [Send(")),
+    _m("promoted-without-what-was-shipped", "input", (TAP, "        self.fed = self.discarding = False\n", "        self.fed = self.discarding = False\n        self.inputs.reset()\n"), at=5),
+    _m("forgets-what-has-not-left", "I5: once", (STANDBY_PATH, "        self.released(min(head.released_through, self.next_seq))\n", "        self.released(self.next_seq)\n"), at=13),
+    _m("a-record-overtakes-its-inputs", "H1", (ACTIVE_PATH, "if self.shipping and not self.shipment.clear(self.agent.gate.released_through):", "if False:"),
+       by="tests/test_ship.py::test_a_burst_is_shipped_before_the_next_is_read_and_before_its_epoch_is_cut"),
     _m("record-that-overruns", "I14", (EPOCH, "    if h.total_bytes != total:\n        return 3\n", "")),
 ]
 

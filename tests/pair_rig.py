@@ -147,7 +147,7 @@ class PairRig:
 
     def __init__(self, profile: str = "host", app: str = COUNTER, *, frames_s: int = 2000, traffic: bool = True,
                  app_args: dict[str, Any] | None = None, b_differs: dict[str, Any] | None = None, quarantine_dir: str = "", preempt: str = "",
-                 **bounds: Any) -> None:
+                 input: str = "tap", **bounds: Any) -> None:
         self._stack = contextlib.ExitStack()
         self.profile, self.app, self._traffic = profile, app, traffic
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -157,7 +157,7 @@ class PairRig:
             self._stack.callback(self.traffic.close)
             self.config = PairConfig(
                 name="rig", app=app, profile=profile, app_args=app_args or APP_ARGS.get(app, {}), quarantine_dir=quarantine_dir,
-                preempt=preempt,
+                preempt=preempt, input=input,
                 bounds=Bounds(**{**self.BOUNDS, "hang_ms": bounds.get("hang_ms_max", 400), **bounds}), nodes=nodes)
         except BaseException:
             self._stack.close()

@@ -22,7 +22,7 @@ from nfckpt.failover import nft
 from nfckpt.failover.witness import Answer, Question
 from nfckpt.ports.af_packet import AfPacketPort
 from nfckpt.testbed import netns
-from nfckpt.testbed.topology import NODES, REP_IPS, Testbed
+from nfckpt.testbed.topology import NODES, REP_IPS, Segment, Testbed
 from tests.pair_rig import PairRig
 
 _number = itertools.count()
@@ -31,12 +31,13 @@ _number = itertools.count()
 class VethRig(PairRig):
     """`with VethRig("hosts", hang_ms_max=200) as rig:` as PairRig, but the kernel's fence and carrier are real."""
 
+    SEGMENT: ClassVar[Segment] = "hub"
     BOUNDS: ClassVar[dict[str, Any]] = {
         "arena_bytes": 8 << 20, "message_bytes_max": 128 << 20, "rx_ring_frames": 4096, "tx_ring_frames": 1024,
         "rate_frames_per_s": 10_000}
 
     def _segments(self) -> tuple[list[Any], dict[str, NodeConfig]]:
-        self.bed = self._stack.enter_context(Testbed(f"nfr{os.getpid()}x{next(_number)}"))
+        self.bed = self._stack.enter_context(Testbed(f"nfr{os.getpid()}x{next(_number)}", self.SEGMENT))
         ends = [self._stack.enter_context(AfPacketPort("eth0", netns=self.bed.ns(role))) for role in ("client", "server")]
         return ends, {node: NodeConfig(ports=[f"afpacket:{device}@{self.bed.ns(node)}" for device in ("lan", "wan")],
                                        address=f"{REP_IPS[node]}:7701", netns=self.bed.ns(node), cpu=i)

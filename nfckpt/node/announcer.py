@@ -28,17 +28,17 @@ class Announcer:
     """`frames`: (port index, frame) each, as the app's `announce` gives them; kept for this life."""
 
     def __init__(self, bounds: Bounds, frames: Iterable[tuple[int, bytes]]) -> None:
-        self._frames = list(frames)
+        self.frames = list(frames)
         self._repeats = bounds.announce_repeats
         self._gap_ns = bounds.announce_gap_ms * MS
         self._refresh_ns = bounds.announce_refresh_s * S
         self._left: deque[tuple[int, bytes]] = deque()
-        self._due_ns = 0 if self._frames else NEVER
+        self._due_ns = 0 if self.frames else NEVER
 
     def tick(self, now: int, emit: Callable[[int, bytes], bool]) -> None:
         """Begin a round if it is time; emit what is left of one."""
         if now >= self._due_ns:
-            self._left = deque(self._frames)
+            self._left = deque(self.frames)
             if self._repeats:
                 self._repeats -= 1
                 self._due_ns = now + self._gap_ns

@@ -34,7 +34,7 @@ class Follower(Shell):
         self.parts = self._parts()                  # of the active that we may become
         self.parts.arena.touch()
         tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
-                  b.gate_frames_max * 2, b.gate_bytes_max * 2)
+                  b.gate_frames_max * 2, b.gate_bytes_max * 2, fed=self.config.input == "ship")
         self._warm()                # before the hello: from then on the active holds its output for our acks
         deadline = time.monotonic_ns() + b.join_ms_max * MS
         connector = Connector(self.config, self.spec, self.peer, self.life_fd)
@@ -139,6 +139,7 @@ class Follower(Shell):
         if not core.may_claim:
             raise Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         fault.hit("loss_noticed")
+        core.tap.discarding = False         # what is flooded from now on, the active had no time for
         self.uncommitted = core.tap.waiting_inputs
         now = time.monotonic_ns()
         lost_ns = core.path.heard_ns if silent else (self.watch.died_ns if proof and self.watch is not None else 0) or now

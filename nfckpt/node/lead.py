@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -26,6 +27,7 @@ from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
 from nfckpt.native.function import NativeFunction
+from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
 from nfckpt.node.announcer import Announcer
 from nfckpt.node.app import App, AppContext, declare, load_app
@@ -35,6 +37,8 @@ from nfckpt.node.suspects import Suspects
 from nfckpt.observe.quarantine import Quarantine
 from nfckpt.observe.receipt import Digests, Draft
 from nfckpt.observe.receipt import blank as blank_receipt
+from nfckpt.ports import AfPacketPort, parse_port
+from nfckpt.ports.arrivals import Arrivals, Stand
 from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import keeper, kinds
@@ -99,6 +103,9 @@ class Leader(Shell):
         """From the last record to the first frame of our term. What can wait until the replay runs waits: `_later`."""
         b, tap, marks = self.bounds, standby.tap, takeover.marks
         self._drain(standby)
+        if tap.fed:
+            standby.path.settle_fed()
+            tap.unfed()
         window = standby.path.window()          # of the applied state: the app has not run yet
         digests = Digests(offset=window[0], active=f"{window[1]:016x}", standby=f"{window[2]:016x}") if window else None
         marks["apply"] = time.monotonic_ns()
@@ -133,6 +140,8 @@ class Leader(Shell):
                       live_ns=live_ns, due_ns=live_ns + 2 * b.tap_skew_ms_max * MS)
 
         def later() -> None:
+            if self.config.input == "ship":
+                draft.strand(self._stranded(tap))
             self.receipt = draft
             self._report("takeover", {"term": term, "reason": takeover.reason, "lost_ns": takeover.lost_ns, "outage_us": draft.outage_us})
             self._report("active", {"term": term, "blank": False})
@@ -143,6 +152,19 @@ class Leader(Shell):
 
         self._live_ns, self._later, self._slow_ns = live_ns, later, live_ns + MS
         return app
+
+    def _stranded(self, tap: Tap) -> list[int | None]:
+        """By port: frames that came to the dead active's device, and that it never read, but our own announcement. None: it cannot be
+        told. From the announcement on a switch sends us what follows; what hosts broadcast goes to both, and counts here until we look."""
+        out: list[int | None] = []
+        ours = Counter(port for port, _ in self.announcer.frames)
+        for p, form in enumerate(self.config.nodes[self.peer].ports):
+            arrivals = None if self.hosts else Arrivals.of(parse_port(form))
+            came, stood = arrivals.count() if arrivals is not None else None, tap.stood_at(p)
+            out.append(None if came is None or stood is None else came - stood - ours[p] & 0xffffffff)
+            if arrivals is not None:
+                arrivals.close()
+        return out
 
     def _run_app(self, app: App, agent: Agent) -> None:
         if isinstance(app, PollingFunction):
@@ -185,7 +207,7 @@ class Leader(Shell):
         now = time.monotonic_ns()
         with contextlib.suppress(PeerError):
             while self.transport is not None and (message := self.transport.recv()) is not None:
-                if message[0] == kinds.EPOCH:
+                if message[0] in (kinds.EPOCH, kinds.INPUTS):
                     standby.on_message(now, *message)
         standby.drain(now)
 
@@ -283,6 +305,7 @@ class Leader(Shell):
     suspects: Suspects | None = None        # while the replay runs frames that the old active may have died of
     quarantined = 0
     _alive_ns = 0
+    _stood = 0                              # the session in which `stands` began
     _handed = 0
     _refused = _refused_ns = 0      # handshakes that failed, as far as reported, and when the next report may be
 
@@ -325,6 +348,8 @@ class Leader(Shell):
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room
         self._listen(core, now)
+        if self.config.input == "ship" and core.state.value == "protecting":
+            self._stand(core)
         tap = self.agent.tap
         if tap is not None:
             tap.age(0)
@@ -334,6 +359,19 @@ class Leader(Shell):
                 fault.hit("receipt")
             if self.receipt is None and not tap.waiting_inputs:
                 self.agent.tap = None
+
+    def _stand(self, core: Active) -> None:
+        """Once for each standby that is fed: where we stand among all frames that ever came to each port. A look takes 20 µs."""
+        if self._stood != core.session and self.agent.tap is None:
+            self._stood = core.session
+            self.stands = {p: Stand(port, arrivals) for p, (port, form) in enumerate(zip(self.ports, self.me.ports, strict=True))
+                            if isinstance(port, AfPacketPort) and (arrivals := Arrivals.of(parse_port(form))) is not None}
+        for p, stand in list(self.stands.items()):
+            number = stand.look()
+            if number is not None and core.path.shipping:
+                core.path.shipment.stands_at(p, number & 0xffffffff)
+                stand.arrivals.close()
+                del self.stands[p]
 
     def _listen(self, core: Active, now: int) -> None:
         """Let a follower in."""

@@ -52,6 +52,8 @@ class Parts:
         self.core = Active(pair=config.name, node=node, peer=peer, layout=layout, bounds=b, term=0, agent=self.agent, engine=self.engine,
                            writer=self.writer, clock=clock, lease=LeaseClock(b.lease_ms, b.beat_ms) if hosts else None,
                            kills=not hosts, key_check=secrets.check)
+        if config.input == "ship":
+            self.core.path.ship_inputs()
         self.ctx = AppContext(self.agent, clock)
         self.declared = False
 

@@ -31,6 +31,7 @@ from nfckpt.node.app import App
 from nfckpt.node.parts import Parts
 from nfckpt.observe.board import Board
 from nfckpt.observe.receipt import Draft
+from nfckpt.ports.arrivals import Stand
 from nfckpt.replica.active import Active
 from nfckpt.replica.effects import (
     Ask,
@@ -109,6 +110,7 @@ class Shell:
         self.lease: EgressLease | None = None
         self.permanent_mark = 0
         self.receipt: Draft | None = None
+        self.stands: dict[int, Stand] = {}          # by port, while it is found out where we stand
         self.ended_in_order = False
         self.ports_down: list[str] = []             # names of those without carrier
         self.down_ns = 0                            # since when, while there are any

@@ -71,9 +71,11 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     doubled: int
     """Late frames of the old active, seen after their re-emission: each left twice."""
     lost: int
-    """Inputs that nobody answers for: `active_missed`."""
+    """Inputs that nobody answers for: `active_missed` and `stranded`."""
     active_missed: int
     """Frames the old active's ring dropped; nobody answers for them."""
+    stranded: int = 0
+    """input = "ship": frames that came to the dead active's device and that it never read."""
     tap_missed: int
     """Frames an epoch named that this tap never saw."""
     quarantined: int = 0
@@ -104,6 +106,7 @@ class Draft:
         self.waiting, self.before = tap.waiting_by_port(), tap.port_counters()
         self.live_ns = live_ns
         self.exact = bool(tap.is_exact(live_ns))
+        self.stranded = [0] * len(reemitted)
         at, marks = takeover.started_ns, takeover.marks
         self.steps = {"detection": (at - takeover.lost_ns) // 1000}
         self.outage_us = (live_ns - takeover.lost_ns) // 1000
@@ -111,17 +114,23 @@ class Draft:
             self.steps[step] = (marks.get(mark, at) - at) // 1000
             at = marks.get(mark, at)
 
+    def strand(self, frames: list[int | None]) -> None:
+        """By port: frames that only the dead active received, where inputs were shipped; None: nobody can tell."""
+        self.exact = self.exact and None not in frames
+        self.stranded = [n or 0 for n in frames]
+
     def finish(self, tap: Tap, quarantined: int, replayed_ns: int) -> Receipt:
         """`replayed_ns`: when the frames that the old active may have had were through the app; 0: there were none."""
         rows = [PortCounts(
             port=f"{i}:{port.name}", committed=was["matched"] + was["credited"], replayed=waiting, reemitted=again,
-            suppressed=now["credited"] - was["credited"], doubled=now["doubled"], lost=now["active_missed"])
-            for i, (port, was, now, waiting, again) in enumerate(
-                zip(tap.ports, self.before, tap.port_counters(), self.waiting, self.reemitted, strict=True))]
-        t, lost = self.takeover, sum(row.lost for row in rows)
+            suppressed=now["credited"] - was["credited"], doubled=now["doubled"], lost=now["active_missed"] + stranded)
+            for i, (port, was, now, waiting, again, stranded) in enumerate(
+                zip(tap.ports, self.before, tap.port_counters(), self.waiting, self.reemitted, self.stranded, strict=True))]
+        t, stranded = self.takeover, sum(self.stranded)
+        lost = sum(row.lost for row in rows)
         return Receipt(
             term=t.term, node=self.node, reason=t.reason, proof=t.proof, exact=self.exact, committed_epoch=self.epoch,
-            uncommitted=self.uncommitted, quarantined=quarantined, lost=lost, active_missed=lost, tap_missed=tap.counters()["tap_missed"],
+            uncommitted=self.uncommitted, quarantined=quarantined, lost=lost, active_missed=lost - stranded, stranded=stranded, tap_missed=tap.counters()["tap_missed"],
             replayed=sum(self.waiting), reemitted=sum(self.reemitted), suppressed=sum(row.suppressed for row in rows),
             doubled=sum(row.doubled for row in rows), ports=rows, digests=self.digests,
             steps_us={**self.steps, "total": self.outage_us, "replay": max(0, replayed_ns - self.live_ns) // 1000})

@@ -124,12 +124,12 @@ def receipts_table(receipts: list[dict[str, Any]]) -> Table:
             lines.insert(0, Text("begun anew: the state is gone", "bold red"))
         else:
             ms = {name: us / 1000 for name, us in r["steps_us"].items()}
-            missed = r["active_missed"] + r["tap_missed"]
-            bad = r["doubled"] or missed or not r["exact"]
+            missed, stranded = r["active_missed"] + r["tap_missed"], r.get("stranded", 0)
+            bad = r["doubled"] or missed or stranded or not r["exact"]
             steps = ", ".join(f"{name} {t:.1f}" for name, t in ms.items() if name != "total" and t >= 0.5)
-            quarantined = f"{r['quarantined']} quarantined, " if r.get("quarantined") else ""
+            more = "".join(f"{r[what]} {what}, " for what in ("stranded", "quarantined") if r.get(what))
             lines.insert(0, Text(f"{ms.get('total', 0):.1f} ms{f' ({steps})' if steps else ''}: {r['replayed']} replayed, {r['reemitted']} emitted again, "
-                                 f"{r['doubled']} doubled, {missed} missed, {quarantined}{'exact' if r['exact'] else 'NOT exact'}",
+                                 f"{r['doubled']} doubled, {missed} missed, {more}{'exact' if r['exact'] else 'NOT exact'}",
                                  "yellow" if bad else ""))
             lines[1:1] = [Text("  " + port["port"] + ": " + ", ".join(f"{n} {name}" for name, n in port.items() if name != "port" and n))
                           for port in r.get("ports", []) if any(n for name, n in port.items() if name not in ("port", "committed"))]

@@ -394,6 +394,7 @@ class Active:
         if self.preparing and not self.prepare_ns and self.state is S.ACTIVE:
             self.prepare_ns = now
             effects.append(Send(kinds.CONTROL, encode_control(Prepare(self.session, self.term))))
+        self.path.tell_released()
         if self.unheard and now - self.took_ns > b.claim_ms_max * MS:
             self.took_ns = now
             effects.append(Ask(Question("took", self.node, self.term)))
@@ -443,4 +444,5 @@ class Active:
         self._move("handed_over")
         self.handed = True
         self.path.end()                 # what a timer makes from here on is nobody's epoch
-        return [Send(kinds.CONTROL, encode_control(Handover(self.session, self.term)))]
+        released = 0 if self.cut else agent.gate.released_through
+        return [Send(kinds.CONTROL, encode_control(Handover(self.session, self.term, released)))]

@@ -138,6 +138,9 @@ class Standby:
         if kind == kinds.EPOCH:
             self.waiting.append((now, payload))
             return self.work(now)
+        if kind == kinds.INPUTS:
+            self.path.inputs(payload, now)
+            return self.work(now)
         if kind == kinds.BEAT:
             beat = decode_ack(payload)
             if beat.session != self.session:
@@ -181,6 +184,7 @@ class Standby:
             return self._claim(now)
         if isinstance(message, Handover) and self.granted:
             self.handover = True
+            self.path.left(message.released)
             return []
         raise PeerError(f"{type(message).__name__} while {self.state.value}")
 

@@ -38,7 +38,7 @@ FAULTS_MAX = 64
 PATIENCE_NS = 80 * MS           # a fault that waits for protection waits no longer
 
 POINTS = {                      # where a node stands between two steps; each is struck by a crash in every campaign
-    "active": ("effect", "heard", "may release", "released", "received", "in app", "kept", "done", "cut", "pushed", "idle"),
+    "active": ("effect", "heard", "may release", "released", "may ship", "received", "in app", "kept", "done", "cut", "pushed", "idle"),
     "standby": ("effect", "tapped", "committed", "idle", "claim", "fence", "settle", "applied", "re-emitted"),
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nfckpt.clock import PairClock
@@ -42,7 +44,7 @@ class SimFollower(SimShell):
         self.arena = Arena(b.arena_bytes)
         self.clock = PairClock()
         tap = Tap(self.ports, w.secret, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max, b.gate_frames_max * 2,
-                  b.gate_bytes_max * 2)
+                  b.gate_bytes_max * 2, fed=w.ship)
         deadline = w.now + b.join_ms_max * MS
         while self.transport is None:
             tap.poll(self.now)
@@ -123,6 +125,9 @@ class SimFollower(SimShell):
     def _take(self, core: Standby, now: int, kind: int, payload: memoryview) -> Steps:
         """One message of the active."""
         lie = self.transport is not None and self.transport.lying
+        if kind == kinds.INPUTS and not lie:
+            for key in _frames(bytes(payload)):
+                self.world.referee.ledger.shipped(key)
         if kind == kinds.EPOCH and not lie:
             self.last_record = bytes(payload)
             self._records.append(self.last_record)
@@ -208,5 +213,16 @@ class SimFollower(SimShell):
         w.trace(self, f"lost the active: {reason}, proof {proof}, {core.state.value}")
         if not core.may_claim:
             raise Stopped(11, f"lost the active while {core.state.value}: {reason}")
+        core.tap.discarding = False
         self.takeover = Takeover(core, self.bounds, node=self.node, now=self.now, lost_ns=now, reason=reason, proof=proof,
                                  kills=not w.hosts, leases=w.hosts, handover=core.handover, parted=parted)
+
+
+def _frames(shipment: bytes) -> Iterator[tuple[int, bytes]]:
+    """(port, frame) of an INPUTS message, as native/shipment.pyx draws it."""
+    at = 16
+    while at < len(shipment):
+        port, length, _ = struct.unpack_from("<HHI", shipment, at)
+        if length:
+            yield port, shipment[at + 8:at + 8 + length]
+        at += 8 + (length + 7) // 8 * 8

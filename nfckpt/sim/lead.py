@@ -19,6 +19,7 @@ from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.gate import Gate
 from nfckpt.replica.active import Active
+from nfckpt.replica.effects import Send
 from nfckpt.replica.standby import Standby
 from nfckpt.sim.app import SimContext
 from nfckpt.sim.follow import SimFollower
@@ -53,11 +54,14 @@ class SimLeader(SimFollower):
         if standby is not None:
             try:
                 while self.transport is not None and (message := self.transport.recv()) is not None:
-                    if message[0] == kinds.EPOCH:
+                    if message[0] in (kinds.EPOCH, kinds.INPUTS):
                         yield from self._take(standby, self.now, *message)
             except PeerError as e:
                 w.peer_error(self, e, self.transport is not None and self.transport.lying)
             standby.drain(self.now)
+            if standby.tap.fed:
+                standby.tap.unfed()
+                w.referee.stranded(standby.tap)
             self._applied(standby)
             self._drop_channel()
             yield self._at("applied")
@@ -78,6 +82,8 @@ class SimLeader(SimFollower):
         core.world = w
         if w.hosts:
             core.path.encode_with(DeltaEncoder(arena, w.secret, b.names_max, b.gate_frames_max))
+        if w.ship:
+            core.path.ship_inputs()
         self.core = core
         w.leads(self, standby)
         yield from self._perform(core.unlimited(self.now))
@@ -88,6 +94,8 @@ class SimLeader(SimFollower):
         if standby is not None:
             gate.start_at(standby.path.next_seq)
             for _, port, frame in standby.tap.unseen_outputs():
+                if w.ship:
+                    w.referee.ledger.unknown((port, frame))
                 if not agent.emit(port, frame):
                     gate.release()
                     agent.emit(port, frame)
@@ -107,6 +115,8 @@ class SimLeader(SimFollower):
             if not (yield from self._hook(core, filter_due)):
                 yield self._at("may receive")
                 if agent.rx_burst(burst, b.burst_frames_max):
+                    yield self._at("may ship")
+                    self._ship_inputs(core)
                     w.referee.took(self, [(int(port), burst.frame(i)) for i, port in enumerate(burst.port)])
                     yield self._at("received")
                     # an app that polls before it lets go
@@ -210,6 +220,11 @@ class SimLeader(SimFollower):
         yield self._at("heard")
         yield from self._perform(effects)
 
+    def _ship_inputs(self, core: Active) -> None:
+        if (shipment := core.path.shipment_out()) is not None and self.transport is not None:
+            self.outbox.append(Send(kinds.INPUTS, shipment))
+            self._push()
+
     def _ship(self, core: Active) -> None:
         self._push()
         self._seen(core, "push", None)
@@ -225,6 +240,7 @@ class SimLeader(SimFollower):
         if core.session and core.state.value in ("protecting", "active", "handed"):
             core.peer_hangs = self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD
         yield from self._perform(self._seen(core, "lost", core.tick(now)))
+        self._ship_inputs(core)
         self._ship(core)
         if core.engine.unprotectable and core.state.value in ("protecting", "active"):
             if core.protected and not self.bounds.unsafe_release_on_abort:

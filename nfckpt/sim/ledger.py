@@ -8,6 +8,7 @@ Settled is what survives: a takeover drops what is open, a blank start waives al
 Not lost    missed by the active's own ring (counted); unseen by the tap, until all that was sent of that frame is settled: from
             then on the tap owes the next copy again. What was sent near such a gap, if a takeover falls into it: the tap says
             `tap_gap` then, promotable and inexact (a credit of the unseen frame takes a copy, and vouches for what came before).
+            with inputs shipped, on a switch: what only the dead active was sent, and its standby does not hold.
 Not doubled an output which the tap's own gap hid from it, for as long as it may not yet know that it left.
 Order       a replayed frame is never older than a settled one of its port by more than two skews (rule 5).
 """
@@ -45,6 +46,9 @@ class Ledger:
         self.due: set[Key] = set()                      # inputs that still wait for their turn
         self.owed: Counter[Key] = Counter()             # settled outputs that have not left
         self.hidden: dict[Key, int] = {}                # outputs that the tap did not see, until when that excuses a second one
+        self.unknowns: Counter[Key] = Counter()         # outputs that are emitted again because nobody saw whether they had left
+        self._shipped: Counter[Key] = Counter()         # inputs that reached the present standby by the channel,
+        self._settled: Counter[Key] = Counter()         # and what was settled since its session began
         self._gaps: deque[int] = deque(maxlen=64)       # when the tap did not see an input
         self.lead: object = None
         self._open: dict[int, tuple[list[Key], list[Key]]] = {}
@@ -72,6 +76,30 @@ class Ledger:
         else:
             self.hidden[key] = until
 
+    def session(self) -> None:
+        """A standby was let in."""
+        self._shipped.clear()
+        self._settled.clear()
+
+    def shipped(self, key: Key) -> None:
+        """It got this input by the channel."""
+        self._shipped[key] += 1
+
+    def stranded(self, held: Counter[Key]) -> None:
+        """The active is gone, and only it was sent the frames: what its standby does not hold died with it. It holds what it was sent
+        and what is not settled."""
+        for key, n in self._shipped.items():
+            if held[key] < n - self._settled[key]:
+                self._fail(f"input {key[1][14:21].hex()} of port {key[0]} was shipped {n} times, {self._settled[key]} are settled, and the standby holds {held[key]}")
+        for key in sorted(self.due):
+            c = self.inputs[key]
+            c.missed = max(c.missed, len(c.times) - c.unseen - c.consumed - held[key])
+            self._weigh(key)
+
+    def unknown(self, key: Key) -> None:
+        """It is emitted again; perhaps it had left."""
+        self.unknowns[key] += 1
+
     def _weigh(self, key: Key) -> None:
         c = self.inputs[key]
         if c.consumed < len(c.times) - c.missed - c.unseen and not c.waived:
@@ -90,6 +118,7 @@ class Ledger:
                 c.unseen = len(c.times) - c.missed - c.consumed
                 self.due.discard(key)
         if blank:
+            self.unknowns.clear()
             for c in self.inputs.values():
                 c.waived = True
             self.due.clear()
@@ -118,6 +147,7 @@ class Ledger:
         if c is None:
             return                                      # a stray, see Referee.took
         k, c.consumed = c.consumed, c.consumed + 1
+        self._settled[key] += 1
         self.consumed += 1
         if c.waived:
             return
@@ -135,7 +165,8 @@ class Ledger:
         """An output passed the fence. False: it is a second one, excused by a gap of the tap."""
         self.emitted += 1
         if self.owed[key] <= 0:
-            if now < self.hidden.get(key, 0):
+            if now < self.hidden.get(key, 0) or self.unknowns[key]:
+                self.unknowns[key] -= self.unknowns[key] > 0
                 self.doubled += 1
                 return False
             self._fail(f"output {key[1][14:29].hex()} of port {key[0]} left without a state that survives, or twice")

@@ -18,6 +18,7 @@ I2 is how a node is driven (nfckpt/sim/lead.py calls the app at polls only).
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, NoReturn
 
 from nfckpt.failover.takeover import Step
@@ -26,6 +27,7 @@ from nfckpt.replica.standby import Standby
 from nfckpt.sim.ledger import Key, Ledger
 
 if TYPE_CHECKING:
+    from nfckpt.native.tap import Tap
     from nfckpt.sim.shell import SimShell
     from nfckpt.sim.world import World
 
@@ -96,6 +98,10 @@ class Referee:
                 self.fail(f"I4: the state that {node!r} took over is not whole: {e}")
         node.generation = self.generation
         self.ledger.leads(node, blank)
+
+    def stranded(self, tap: Tap) -> None:
+        """Inputs were shipped, and this tap has all that is left of them."""
+        self.ledger.stranded(Counter((port, frame) for port, frame in tap.held_inputs()))
 
     def ended(self, node: SimShell, code: int, reason: str) -> None:
         if code not in ENDS or code == 6:

@@ -27,7 +27,8 @@ HOST = "host"
 
 
 class Hub:
-    """One segment: whatever one endpoint sends, every other endpoint receives, byte for byte."""
+    """One segment: whatever one endpoint sends, every other endpoint receives, byte for byte. Where inputs are shipped it is a switch
+    that has learned: hosts reach the node that led last, and nobody but hosts gets what a node sends."""
 
     def __init__(self, world: World, index: int) -> None:
         self.world, self.index = world, index
@@ -39,7 +40,7 @@ class Hub:
         """Now. The world may have a receiver miss it, or get it twice."""
         w = self.world
         for node, ring in self.rings.items():
-            if node == sender:
+            if node == sender or (w.ship and (sender != HOST or node != w.at_node)):
                 continue
             due = max(w.now + w.net.randrange(w.spread_ns) + w.faults.linger_ns(node, sender, self.index, frame),
                       self._last.get((sender, node), 0))

@@ -114,6 +114,8 @@ class World:
         self.quiet_ms = max(draw.choice((0.3, 2.0, 5.0)), 16 * self.poll_max_ns / MS / self.bounds.burst_frames_max)
         self.hidden_ns = 200 * MS       # how long the tap may not know of an output it missed: a record has to tell it
         self.far = 1 << 62
+        self.ship = seed % 8 == 5       # input = "ship", on segments that learn where the pair is
+        self.at_node = ""               # where they send what is for the pair
 
         self.now = START_NS
         self.healed = False
@@ -397,6 +399,7 @@ class World:
     # ── what nodes report ────────────────────────────────────────────────────────────────────────
 
     def leads(self, node: SimShell, standby: Standby | None) -> None:
+        self.at_node = node.node
         self.trace(node, "leads blank" if standby is None else f"leads from epoch {standby.path.epoch}")
         if standby is None:
             self._recent.clear()
@@ -430,6 +433,8 @@ class World:
             self.trace(node, f"sends {bytes(effect.payload)[:40]!r}")
 
     def event(self, node: SimShell, event: Event) -> None:
+        if event.name == "protecting":
+            self.referee.ledger.session()
         if event.name == "protected" and self.referee.protected():
             self.referee.promise = True
             self.faults.protected()

@@ -5,6 +5,7 @@
     3 BEAT       either             alive, and how far
     4 BEAT_ACK   either             the answer, for the round trip
     5 OUTPUTS    active → standby   the outputs of an epoch whose inputs the standby did not see
+    6 INPUTS     active → standby   frames the active has read, for a standby that sees nothing of the segment (native/shipment.pyx)
    16 CONTROL    either             a msgspec msgpack struct union: rare, schema-checked
 """
 
@@ -17,4 +18,5 @@ ACK: Final = 2
 BEAT: Final = 3
 BEAT_ACK: Final = 4
 OUTPUTS: Final = 5
+INPUTS: Final = 6
 CONTROL: Final = 16

@@ -27,7 +27,7 @@ __all__ = [
     "decode_ack", "decode_control", "decode_outputs", "encode_ack", "encode_control",
 ]
 
-PROTOCOL = 3
+PROTOCOL = 4
 TAP_GAP, PORT_DOWN = 1, 2       # flags: the tap is inexact for now; a port of the standby has no carrier
 
 _ACK = struct.Struct("<QQQQII")
@@ -140,10 +140,11 @@ class Ready(_Message):
 
 
 class Handover(_Message):
-    """Active → standby: planned switch. Everything is committed and released; term + 1 is yours."""
+    """Active → standby: planned switch. Everything is committed and, below `released`, has left; term + 1 is yours."""
 
     session: Number
     term: Number
+    released: Number = 0
 
 
 class Leave(_Message):

@@ -12,4 +12,4 @@ how long something is. Without atheris the same targets get seeds mutated at ran
 hundred mutations by hypothesis.
 """
 
-NAMES = ("wire", "handshake", "epoch", "frame", "config", "pcap")
+NAMES = ("wire", "handshake", "epoch", "frame", "config", "pcap", "shipment")

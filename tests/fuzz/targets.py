@@ -16,6 +16,7 @@ from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochRecord
 from nfckpt.native.headers import parse_burst
+from nfckpt.native.standby_path import StandbyPath
 from nfckpt.native.tap import Tap
 from nfckpt.ports.pcap import PcapReader
 from nfckpt.wire.messages import decode_ack, decode_control, encode_ack, encode_control
@@ -34,6 +35,9 @@ _arena = Arena(ARENA_BYTES)
 _ports = [ListPort(), ListPort()]
 _tap = Tap(_ports, SECRET, 1, 256, 1 << 18, 256, 1 << 18)
 _burst = Burst()
+_fed = Tap(_ports, SECRET, 1, 256, 1 << 18, 256, 1 << 18, fed=True)
+_follower = StandbyPath(_fed, _arena, SECRET, 0)
+_follower.begin(1, 1, 1)
 
 
 def _connected() -> tuple[socket.socket, socket.socket]:
@@ -83,6 +87,19 @@ def epoch(data: bytes) -> None:
         record.agrees(_arena, SECRET)
         record.unswap(_arena)
         assert _arena.digest() == before
+
+
+def shipment(data: bytes) -> None:
+    """Inputs from the active: PeerError and nothing taken, or as many frames as it says. As it is, and in our session."""
+    for one in (data, (1).to_bytes(8, "little") + data[8:]):
+        _fed.reset()
+        _fed.open()
+        before = _fed.counters()["seen"]
+        try:
+            _follower.inputs(one, 1)
+        except PeerError:
+            assert _fed.counters()["seen"] == before
+        _fed.held_inputs()
 
 
 def frame(data: bytes) -> None:
@@ -197,6 +214,9 @@ def seeds() -> dict[str, dict[str, bytes]]:
         out["frame"][f"{n:02}"] = bytes(packet)
     out["config"] = {"example": example().encode(), "least": b'[pair]\nname="p"\napp="m:C"\n[nodes.a]\nports=["mem:1"]\n[nodes.b]\nports=["mem:2"]\n',
                      "inline": b'pair = {name = "p", app = "m:C", profile = "hosts"}\n[nodes]\na = {ports = ["x"], address = "h:1"}\nb.ports = []\n'}
+    head = struct.pack("<2Q", 1, 0)
+    out["shipment"] = {"told": head, "stands": head + struct.pack("<2HI", 1, 0, 7),
+                       "frames": head + struct.pack("<2HI", 0, 60, 8) + bytes(64) + struct.pack("<2HI", 1, 61, 9) + bytes(64)}
     record = struct.pack("<4I", 1, 2, 60, 60) + bytes(60)
     out["pcap"] = {"ns": struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 1) + 2 * record,
                    "us_big_endian": struct.pack(">IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + struct.pack(">4I", 1, 2, 60, 60) + bytes(60)}

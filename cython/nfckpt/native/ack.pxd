@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef enum:
     KIND_EPOCH = 1
     KIND_ACK = 2
+    KIND_INPUTS = 6
     ACK_BYTES = 40
     TAP_GAP = 1                 # flags: the tap is inexact for now
     PORT_DOWN = 2               # flags: a port has no carrier

@@ -6,6 +6,7 @@ from nfckpt.native.channel cimport Channel
 from nfckpt.native.delta_encoder cimport DeltaEncoder
 from nfckpt.native.engine cimport Engine
 from nfckpt.native.epoch cimport EpochWriter
+from nfckpt.native.shipment cimport Shipment
 from nfckpt.native.staging cimport Staging
 from nfckpt.native.sync cimport PageSync
 
@@ -18,6 +19,8 @@ cdef class ActivePath:
     cdef bint has_channel
     cdef DeltaEncoder _encoder
     cdef bint encodes                   # records are told by what the standby has
+    cdef readonly Shipment shipment     # None: the standby has a tap
+    cdef readonly bint shipping         # inputs go to the standby of this session
     cdef public bint holding            # outputs are held for a standby: epochs are cut
     cdef public bint sync_pages         # pages ride along
     cdef public uint64_t session, term

@@ -6,6 +6,7 @@ from nfckpt.native.engine import Engine
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.function import NativeFunction
 from nfckpt.native.patience import Patience
+from nfckpt.native.shipment import Shipment
 from nfckpt.native.staging import Staging
 from nfckpt.native.sync import PageSync
 
@@ -36,6 +37,11 @@ class ActivePath:
     captured: bool
     pages_ride: bool
     polls: int
+    shipment: Shipment
+    shipping: bool
+    def ship_inputs(self) -> None: ...
+    def tell_released(self) -> None: ...
+    def shipment_out(self) -> bytes | None: ...
     def __init__(self, agent: Agent, engine: Engine, writer: EpochWriter, pages_max: int, pause_us: int = ...) -> None: ...
     def begin(self, session: int, term: int, now: int) -> None: ...
     def end(self) -> None: ...

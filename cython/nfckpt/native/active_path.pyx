@@ -66,11 +66,19 @@ cdef class ActivePath:
         """The session is over: what is staged is nobody's, and nothing is captured until the next one begins."""
         self.staging.clear()
         self.over = True
+        self.shipping = False
+        self.agent.ship(None)
 
     def attach(self, Channel channel):
         """Acks come from, and records go to, this channel; None: Python carries them."""
         self.has_channel = channel is not None
         self.channel = channel
+        if self.shipment is not None:
+            self.shipment.attach(channel)
+
+    def ship_inputs(self):
+        """Standbys have no tap: from now on each gets its inputs from here, once its own buffer is open."""
+        self.shipment = Shipment()
 
     def encode_with(self, DeltaEncoder encoder):
         """Records of sessions that begin from now on go through `encoder`: the channel is one where bytes cost. None: as they are."""
@@ -80,9 +88,22 @@ cdef class ActivePath:
         self.agent.keep_inputs(encoder.kept if encoder is not None else None)
 
     def tap_opened(self):
-        """The follower's tap buffers: outputs may be told by their inputs."""
+        """The follower's tap buffers: outputs may be told by their inputs, and inputs be shipped."""
+        if self.shipment is not None:
+            self.shipment.begin(self.session)
+            self.agent.ship(self.shipment)
+            self.shipping = True
         if self.encodes:
             self._encoder.from_inputs = True
+
+    def tell_released(self):
+        """What left since, to a standby that cannot see it: once a ms."""
+        if self.shipping and self.has_channel:
+            self.shipment.send(self.agent.gate.released_through)
+
+    def shipment_out(self):
+        """Where Python carries it: the INPUTS message that waits, or None."""
+        return self.shipment.take(self.agent.gate.released_through) if self.shipping else None
 
     # ── acks ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -169,6 +190,8 @@ cdef class ActivePath:
                               self.agent.gate.tail - self.agent.gate.captured, <uint64_t>self.agent.arena.marks.n * LINE) < 0:
             return False
         buf = self.staging.room()
+        if self.shipping and not self.shipment.clear(self.agent.gate.released_through):
+            buf = NULL                      # a record follows the frames that it names
         if buf == NULL:                     # the channel is behind: the open epoch grows
             self.staging_full += 1
             return False

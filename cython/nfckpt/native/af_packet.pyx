@@ -313,6 +313,19 @@ cdef class AfPacketRing(Port):
             packets, drops = struct.unpack("II", _getsockopt(self.fd, SOL_PACKET, PACKET_STATISTICS, 8))
             self.c.rx_ring_drops += drops
 
+    def waiting(self):
+        """Frames in the receive ring, up to the first place that is not ready. Between two reads, on the reading thread."""
+        cdef uint32_t at = self.rx_next, n = 0
+        while self.base != NULL and n < self.rx_slots and slot_status(<slot_t*>(self.base + <size_t>at * self.slot_bytes)) & TP_STATUS_USER:
+            at = at + 1 if at + 1 < self.rx_slots else 0
+            n += 1
+        return n
+
+    @property
+    def rx_frames(self):
+        """Frames handed out."""
+        return self.c.rx_frames
+
     def fileno(self):
         return self.fd
 

@@ -8,6 +8,7 @@ from nfckpt.native.gate cimport Gate
 from nfckpt.native.kept_inputs cimport KeptInputs
 from nfckpt.native.parking cimport Parking
 from nfckpt.native.port_set cimport PortSet
+from nfckpt.native.shipment cimport Shipment
 from nfckpt.native.tap cimport Tap
 
 cdef struct AgentCounters:
@@ -43,6 +44,8 @@ cdef class Agent:
     cdef public bint recording          # consumed frames are named for the standby
     cdef KeptInputs _kept
     cdef bint keeping                   # named frames are kept, so that outputs can be told by them
+    cdef Shipment _shipment
+    cdef bint shipping                  # frames go to the standby before the app gets them
     cdef public uint64_t epoch          # the open epoch
     cdef public uint32_t ports_empty    # bit per port found empty since the last capture
     cdef readonly uint32_t in_flight    # frames owned by the app
@@ -61,5 +64,6 @@ cdef class Agent:
     cdef int complete(self, Burst b) noexcept nogil
     cdef bint has_pending(self, uint64_t now) noexcept nogil
     cdef keep_inputs(self, KeptInputs kept)
+    cdef ship(self, Shipment shipment)
 
 cdef object raise_unsendable(Agent agent, Burst burst)

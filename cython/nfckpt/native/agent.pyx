@@ -106,6 +106,8 @@ cdef class Agent:
 
     cdef int read(self, Burst b, int max_frames, uint64_t now) noexcept nogil:
         cdef int i, k, n, want, n_ports = self._ports.n
+        if self.shipping and not self._shipment.clear(self.gate.released_through):
+            return 0
         if self.has_tap:
             if self._tap.look(now, 8) < 0:
                 return -1
@@ -131,6 +133,9 @@ cdef class Agent:
                 self.names.key[self.names.n] = b.key[i]
                 self.names.port[self.names.n] = b.port[i]
                 self.names.n += 1
+        if self.shipping and b.n:
+            self._shipment.add(b)
+            self._shipment.send(self.gate.released_through)
         if self.n_poisons:
             self.sift(b, now)
         return b.n
@@ -309,6 +314,12 @@ cdef class Agent:
         self.keeping = kept is not None
         if kept is not None:
             self._kept = kept
+
+    cdef ship(self, Shipment shipment):
+        """From the next poll on, what is read goes to the standby first; None: no more."""
+        self.shipping = shipment is not None
+        if shipment is not None:
+            self._shipment = shipment
 
     def forget_names(self):
         """Start of a new protection: what was consumed before is nobody's business."""

@@ -27,7 +27,9 @@ cdef class Gate:
     cdef readonly uint64_t released_through  # every frame below this number has left the process for good
     cdef readonly uint64_t refused_full, refused_port
     cdef uint64_t* leaving              # of each port; in the page of this process's life, or here
+    cdef uint64_t* left                 # released_through, likewise
     cdef uint64_t _own_leaving[MAX_PORTS]
+    cdef uint64_t _own_left
     cdef PortSet _ports
     cdef uint32_t _behind[MAX_PORTS]    # frames a port has here because its ring had no room
     cdef uint32_t _waiting              # ports whose ring still holds frames after a flush

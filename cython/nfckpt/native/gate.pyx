@@ -52,7 +52,7 @@ cdef class Gate:
         self._ports = PortSet(ports)
         self.committed = 0
         self._waiting = 0
-        self.leaving = self._own_leaving
+        self.leaving, self.left = self._own_leaving, &self._own_left
 
     def __dealloc__(self):
         free(self.held)
@@ -165,6 +165,7 @@ cdef class Gate:
                     self._waiting += 1
             if self._waiting == 0:
                 self.released_through = self.head
+                gate_store(self.left, self.head)
             fault(RELEASED)
         return n
 

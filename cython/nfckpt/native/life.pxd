@@ -9,6 +9,7 @@ cdef enum:
     ALIVE = 0
     DIED = 1                    # the kernel wrote it: the holding thread is past its last instruction
     LEAVING = 64                # offset in the page: a u64 for each port
+    LEFT = 192                  # and one for all of them
     RELEASED = 2                # the holder let go (or wrote something else there): no proof of anything
 
 cdef struct WatchState:
@@ -31,6 +32,7 @@ cdef class LifeWatch:
 
     cdef _end(self)
     cdef uint64_t leaves(self, int port) noexcept nogil
+    cdef uint64_t left(self) noexcept nogil
 
     @cython.final
     cdef inline bint dead(self) noexcept nogil:

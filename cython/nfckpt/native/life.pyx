@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Proof of death on one kernel: a robust mutex in a sealed page, held by the emitting thread (DESIGN I9, profile host).
 
-Picture     emitting thread --pthread_mutex_lock--> [ tid | WAITERS ]      page of a memfd; at 64 the gate's `leaving` of each port
+Picture     emitting thread --pthread_mutex_lock--> [ tid | WAITERS ]      page of a memfd; then the gate's `leaving` of each port, and `left`
                      |                                   |
                   SIGKILL, SIGSEGV, exit, exec           | FUTEX_WAIT, read-only mapping
                      v                                   v
@@ -17,6 +17,7 @@ Promises    L1 a watch reports `died` only when the kernel (or the owner itself,
                a peer could have it killed by SIGBUS: an unsealed one is refused.
             L3 one life, one page: `hold` seals it against any further writable mapping.
             L4 an output numbered `leaving` of its port or higher never began to leave: the owner's gate writes it before a frame's turn.
+            L5 every output numbered below `left` is in the kernel's hands: the gate writes it after.
 
 Limits      An owner that lies about itself can: set OWNER_DIED (a false report: what promotes on it must still kill, see
             proof.kill_and_confirm), clear WAITERS (news up to SLICE_MS late), or flip the word for ever (the watcher
@@ -172,6 +173,7 @@ cdef class LifeLock:
         if self.page == NULL:
             raise StateError("this life is not held", "hold() first")
         gate.leaving = <uint64_t*>(<uint8_t*>self.page + LEAVING)
+        gate.left = <uint64_t*>(<uint8_t*>self.page + LEFT)
 
     def release(self):
         """Let go in order, on the holding thread: the watcher sees RELEASED, not death. Raises StateError elsewhere."""
@@ -252,6 +254,14 @@ cdef class LifeWatch:
 
     cdef uint64_t leaves(self, int port) noexcept nogil:
         return life_load64(<const uint64_t*>(<const uint8_t*>self.s.map + LEAVING) + port) if self.s.map != NULL else UINT64_MAX
+
+    @property
+    def left_through(self):
+        """Every output of the owner below this number has left (L5); 0 after close()."""
+        return int(self.left())
+
+    cdef uint64_t left(self) noexcept nogil:
+        return life_load64(<const uint64_t*>(<const uint8_t*>self.s.map + LEFT)) if self.s.map != NULL else 0
 
     @property
     def released(self):

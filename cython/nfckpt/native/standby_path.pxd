@@ -44,4 +44,6 @@ cdef class StandbyPath:
     cdef uint64_t ack_seq[ACKS]             # and which outputs each one let go
 
     cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
+    cdef bint feed(self, const uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
+    cdef void released(self, uint64_t through) noexcept nogil
     cdef void fill_ack(self, void* out, uint64_t number, uint64_t now) noexcept nogil

@@ -12,7 +12,7 @@ from nfckpt.errors import PeerError, StateError
 
 from libc.stdint cimport UINT64_MAX, int64_t
 from libc.string cimport memcpy
-from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, PORT_DOWN, TAP_GAP
+from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, KIND_INPUTS, PORT_DOWN, TAP_GAP
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.delta_decoder cimport DELTA_MISMATCH, DeltaDecoder, NO_INPUT, delta_fault, is_delta
@@ -26,6 +26,7 @@ from nfckpt.native.fault cimport (
 from nfckpt.native.keyed_fifo cimport Entry
 from nfckpt.native.patience cimport Patience
 from nfckpt.native.port_set cimport raise_gone
+from nfckpt.native.shipment cimport ShipmentHead
 
 cdef enum:
     BATCH = 16                  # records between two looks at the tap, and bursts of 256 a look reads of each port: what
@@ -161,7 +162,9 @@ cdef class StandbyPath:
         self._decoder.follow(r.h)
         self.epoch = r.h.epoch
         self.next_seq = r.h.first_seq + r.h.n_outputs
-        self.released_through = r.h.released_through
+        self.released_through = max(self.released_through, r.h.released_through)
+        if self.has_tap and self.tap.fed:
+            self.tap.forget(self.released_through)
         self.now_ns = r.h.now_ns
         self.commit_ns = now
         self.window_off, self.window_hash = r.h.window_off, r.h.window_hash
@@ -185,6 +188,37 @@ cdef class StandbyPath:
         if self.last_page and not record_agrees(&r, self.arena, self.secret):
             self.divergent_epoch = r.h.epoch
         return 1
+
+    # ── inputs, where the active ships them ──────────────────────────────────────────────────────
+
+    def inputs(self, const uint8_t[::1] payload not None, uint64_t now):
+        """Take one shipment (native/shipment.pyx). Raises PeerError when it does not belong here."""
+        if not payload.shape[0] or not self.feed(&payload[0], payload.shape[0], now):
+            raise PeerError(f"a shipment of {payload.shape[0]} bytes that does not add up, or of another session")
+
+    cdef bint feed(self, const uint8_t* data, uint64_t n, uint64_t now) noexcept nogil:
+        cdef const ShipmentHead* head = <const ShipmentHead*>data
+        if (n < sizeof(ShipmentHead) or head.session != self.session or self.session == 0 or not self.has_tap or not self.tap.fed
+                or self.tap.feed(data + sizeof(ShipmentHead), n - sizeof(ShipmentHead), now) < 0):
+            return False
+        self.heard_ns = now
+        self.released(min(head.released_through, self.next_seq))
+        return True
+
+    cdef void released(self, uint64_t through) noexcept nogil:
+        if through > self.released_through:
+            self.released_through = through
+        if self.tap.fed:
+            self.tap.forget(self.released_through)
+
+    def left(self, uint64_t through):
+        """The active's word that every output below this number has left."""
+        self.released(min(through, self.next_seq))
+
+    def settle_fed(self):
+        """The active is gone: what its gate, on one kernel, left behind of what had left."""
+        if self.has_watch and self.tap.fed:
+            self.released(min(self._watch.left(), self.next_seq))
 
     cdef void fill_ack(self, void* out, uint64_t number, uint64_t now) noexcept nogil:
         cdef Ack* ack = <Ack*>out
@@ -219,6 +253,8 @@ cdef class StandbyPath:
         to send; elsewhere what it had read the ack of."""
         cdef uint64_t number, below = 0 if self.has_watch else self.released_at_most()
         cdef Entry* e
+        if self.tap.fed:
+            return False                    # it would pass unseen
         for number in range(self.tap.expected.head, self.tap.expected.tail):
             e = &self.tap.expected.entries[<uint32_t>number & self.tap.expected.mask]
             if e.live and e.seq < (self._watch.leaves(e.port) if self.has_watch else below):
@@ -255,6 +291,9 @@ cdef class StandbyPath:
                     r = self.channel.pop(&m)
                     if r != 1:
                         break
+                    if m.kind == KIND_INPUTS and self.feed(m.data, m.n, now):
+                        batch += 1
+                        continue
                     if m.kind != KIND_EPOCH or self.take(m.data, m.n, now) != 1:
                         self.channel.put_back(&m)
                         why = MAIL

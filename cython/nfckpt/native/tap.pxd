@@ -21,6 +21,10 @@ cdef struct TapCounters:
 cdef class Tap:
     cdef KeyedFifo inputs, credits, expected
     cdef PortSet _ports
+    cdef readonly bint fed                  # inputs come over the channel, the ports show nothing: native/shipment.pyx
+    cdef public bint discarding             # fed: what the ports hold was flooded to both nodes; the active has it
+    cdef uint32_t stands[MAX_PORTS]         # fed: the number of the last frame of each port that the active read
+    cdef uint32_t counted                   # bit per port: the number is known
     cdef uint64_t secret[4]
     cdef readonly uint64_t skew_ns
     cdef TapCounters c[MAX_PORTS]           # of each port
@@ -40,6 +44,9 @@ cdef class Tap:
     cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil
     cdef void _gap_at(self, uint64_t ts) noexcept nogil
     cdef int look(self, uint64_t now, int bursts_max) noexcept nogil
+    cdef int discard(self, uint64_t now, int bursts_max) noexcept nogil
+    cdef void forget(self, uint64_t through) noexcept nogil
+    cdef int feed(self, const uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
     cdef void settle(self, uint64_t released_through) noexcept nogil
     cdef uint32_t locate(self, uint64_t key, uint8_t port) noexcept nogil
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil

@@ -22,12 +22,13 @@ from nfckpt.errors import StateError
 
 from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
-from nfckpt.native.burst cimport BURST_MAX
+from nfckpt.native.burst cimport BURST_MAX, FRAME_MAX
 from nfckpt.native.digest cimport nf_frame_key
 from nfckpt.native.fault cimport TAP_READ, fault
 from nfckpt.native.keyed_fifo cimport Entry, NO_ENTRY
 from nfckpt.native.port cimport Port
 from nfckpt.native.port_set cimport raise_gone
+from nfckpt.native.shipment cimport InputHead
 
 cdef enum:
     REEMITTED = 1
@@ -36,10 +37,11 @@ cdef enum:
 
 cdef class Tap:
     """Over `ports` (list of Port). `secret`: 32 bytes shared by the pair; `skew_ns`: the most by which two taps of one
-    segment may differ in time. Raises StateError for more than 16 ports."""
+    segment may differ in time. `fed`: the active ships its inputs (`feed`), and until `unfed` nothing is read from the ports: outputs
+    are not seen leaving then, and what was released counts as left. Raises StateError for more than 16 ports."""
 
     def __cinit__(self, list ports, bytes secret, uint64_t skew_ns, uint32_t frames_max=65536,
-                  uint64_t bytes_max=64 << 20, uint32_t expected_max=65536, uint64_t expected_bytes_max=32 << 20):
+                  uint64_t bytes_max=64 << 20, uint32_t expected_max=65536, uint64_t expected_bytes_max=32 << 20, *, bint fed=False):
         if len(secret) != 32:
             raise StateError("the tap's secret must be 32 bytes")
         memcpy(self.secret, <const uint8_t*>secret, 32)
@@ -49,6 +51,7 @@ cdef class Tap:
         self.credits = KeyedFifo(frames_max)
         self.expected = KeyedFifo(expected_max, expected_bytes_max)
         self._scratch = Burst()
+        self.fed = self.discarding = fed
         self.reset()
 
     def reset(self):
@@ -102,7 +105,7 @@ cdef class Tap:
             self.c[port].credited += 1
             self._named_at(port, ts)
             return False
-        i = self.expected.find(key)
+        i = NO_ENTRY if self.fed else self.expected.find(key)
         if i != NO_ENTRY:
             if self.expected.entries[i].mark == REEMITTED:
                 self.c[port].doubled += 1
@@ -137,6 +140,8 @@ cdef class Tap:
 
     cdef int look(self, uint64_t now, int bursts_max) noexcept nogil:
         """`poll` without the GIL; -1: a port is gone."""
+        if self.fed:
+            return self.discard(now, bursts_max)
         cdef int i, p, n, total = 0, turn
         cdef uint64_t through = now
         for p in range(self._ports.n):
@@ -172,6 +177,73 @@ cdef class Tap:
             fault(TAP_READ)
         return total
 
+    # ── instead of the segment: what the active ships (native/shipment.pyx) ──────────────────────
+
+    cdef int discard(self, uint64_t now, int bursts_max) noexcept nogil:
+        """`look` of a tap that is fed: 0, or -1: a port is gone."""
+        cdef int p, n, turn
+        self.read_ns = now
+        if self.discarding:
+            for p in range(self._ports.n):
+                for turn in range(bursts_max):
+                    self._scratch.clear()
+                    n = self._ports.rx(p, self._scratch, BURST_MAX)
+                    if n < 0:
+                        return -1
+                    if n < BURST_MAX:
+                        break
+        return 0
+
+    cdef int feed(self, const uint8_t* data, uint64_t n, uint64_t now) noexcept nogil:
+        """Frames of a shipment, head left off. Returns how many, or -1: it does not add up, and nothing of it was taken."""
+        cdef const InputHead* head
+        cdef uint64_t at = 0, step
+        cdef int frames = 0
+        while at < n:
+            if n - at < sizeof(InputHead):
+                return -1
+            head = <const InputHead*>(data + at)
+            step = sizeof(InputHead) + ((head.length + 7) & ~<uint64_t>7)
+            if head.port >= self._ports.n or head.length > FRAME_MAX or step > n - at:
+                return -1
+            at += step
+        at = 0
+        while at < n:
+            head = <const InputHead*>(data + at)
+            at += sizeof(InputHead) + ((head.length + 7) & ~<uint64_t>7)
+            self.stands[head.port] = head.number
+            if head.length == 0:
+                self.counted |= <uint32_t>1 << head.port
+                continue
+            self.c[head.port].seen += 1
+            frames += 1
+            self._classify(nf_frame_key(self.secret, head.port, <const uint8_t*>(head + 1), head.length), <uint8_t>head.port, now,
+                           <const uint8_t*>(head + 1), head.length)
+        return frames
+
+    def unfed(self):
+        """The active is gone, and everything it shipped is here: from now on the ports are read as any tap's."""
+        self.fed = self.discarding = False
+
+    def stood_at(self, int port):
+        """The number of the last frame that the active had read of this port, counting all that came to its device, modulo 2**32; None: it
+        did not say."""
+        return int(self.stands[port]) if self.counted >> port & 1 else None
+
+    def forget_released(self, uint64_t through):
+        """Outputs below this number have left: the only way in which a tap that is fed learns it."""
+        self.forget(through)
+
+    cdef void forget(self, uint64_t through) noexcept nogil:
+        cdef uint32_t i
+        while True:
+            i = self.expected.oldest()
+            if i == NO_ENTRY or self.expected.entries[i].seq >= through:
+                break
+            self.expected.remove(i)
+
+    # ── the tap's gaps ───────────────────────────────────────────────────────────────────────────
+
     def note_drops(self, uint64_t now):
         """Read the ports' drop counters; new drops make the tap inexact until credits have aged (rule 6)."""
         cdef uint64_t drops = 0
@@ -179,13 +251,14 @@ cdef class Tap:
         for port in self._ports.ports:
             port.refresh_counters()
             drops += port.c.rx_ring_drops
-        if drops != self._drops and self.buffering:
+        if drops != self._drops and self.buffering and not self.fed:
             self._gap_at(now)
         self._drops = drops
 
     def note_gap(self, uint64_t now):
         """Frames may pass unseen now (a port without carrier): inexact until credits have aged."""
-        self._gap_at(now)
+        if not self.fed:
+            self._gap_at(now)
 
     # ── epochs ───────────────────────────────────────────────────────────────────────────────────
 
@@ -410,6 +483,17 @@ cdef class Tap:
 
     def expect_frame(self, uint64_t seq, int port, bytes frame, uint64_t now):
         return bool(self.expect(seq, port, <const uint8_t*>frame, len(frame), now))
+
+    def held_inputs(self):
+        """list of (port, bytes): what would be replayed, in order."""
+        cdef uint64_t number
+        cdef Entry* e
+        out = []
+        for number in range(self.inputs.head, self.inputs.tail):
+            e = &self.inputs.entries[<uint32_t>number & self.inputs.mask]
+            if e.live:
+                out.append((e.port, (<const uint8_t*>self.inputs.buf + e.off)[:e.length]))
+        return out
 
     def oldest_input(self):
         """(port, ts, key, bytes) of the frame that is replayed next, or None."""
