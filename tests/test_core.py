@@ -403,6 +403,16 @@ def test_protection_begins_when_the_witness_has_recorded_the_standby() -> None:
     assert lead.sent(lead.witness("protected")) == [Protected(lead.core.session, TERM)] and lead.core.protected
 
 
+def test_no_standby_is_recorded_in_a_term_that_the_witness_does_not_know() -> None:
+    """Taken over on proof, unheard: it would deny the recording, and later a whole standby's claim."""
+    lead = Leader()
+    lead.core.unheard = True
+    lead.sync()
+    assert lead.say(Whole(lead.core.session)) == []
+    assert lead.witness("took") == [Ask(Question("protected", "a", TERM, "b", number=lead.core.session))]
+    assert lead.sent(lead.witness("protected")) == [Protected(lead.core.session, TERM)]
+
+
 def test_i9_hosts_a_mark_is_used_once_its_beat_is_answered() -> None:
     """Stopped before that, the active would hold a lease for which the standby, which promised nothing, does not wait."""
     lead = Leader(leases=True)
