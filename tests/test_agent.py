@@ -557,6 +557,7 @@ def test_beats_and_records_carry_what_was_heard_before() -> None:
     rig.agent.drop(rig.burst)
     rig.rx()
     rig.now += 1 * MS
+    rig.ack(0, commits=False, stamp=333)                # the ports were found empty before this was heard
     rig.rx()
     record = EpochRecord(bytearray(rig.path.staged or b""), rig.arena, 2)
     assert (record.echo_ns, record.ports_empty, record.n_names, record.now_ns) == (222, 3, 1, rig.now)

@@ -9,6 +9,7 @@ import pytest
 from nfckpt.clock import PairClock
 from nfckpt.config import Bounds, NodeConfig, PairConfig, check
 from nfckpt.errors import ConfigError, PeerError, StateError
+from nfckpt.failover.lease_clock import LeaseClock
 from nfckpt.failover.takeover import Step, Takeover
 from nfckpt.failover.witness import Answer, Question
 from nfckpt.native.active_path import ActivePath
@@ -17,7 +18,7 @@ from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.tap import Tap
 from nfckpt.replica.active import Active, ActiveState
-from nfckpt.replica.effects import Ask, KillPeer, Promote, Send, Stop
+from nfckpt.replica.effects import Ask, KillPeer, LeaseArm, LeaseStamp, Promote, Send, Stop
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
@@ -25,6 +26,7 @@ from nfckpt.wire.messages import (
     Ack,
     Handover,
     Hello,
+    Parting,
     Prepare,
     Protected,
     Ready,
@@ -32,6 +34,7 @@ from nfckpt.wire.messages import (
     TapOpen,
     Welcome,
     Whole,
+    decode_ack,
     decode_control,
     encode_ack,
     encode_control,
@@ -260,6 +263,30 @@ def test_proof_serves_only_a_recorded_standby() -> None:
     assert isinstance(over.on_witness(rig.now, Answer("claim", "denied", TERM, "a"))[0], Stop)
 
 
+def test_i13_only_a_whole_standby_may_claim() -> None:
+    """Half a state is none: lost while syncing means starting again blank."""
+    rig = Follower()
+    assert not rig.core.may_claim
+    rig.core.hello()
+    rig.hear(kinds.CONTROL, encode_control(Welcome(SESSION, TERM, 1, 100)))
+    assert rig.core.state.value == "syncing" and not rig.core.may_claim
+    rig = Follower()
+    rig.whole()
+    assert rig.core.may_claim and not rig.core.promotable       # it may have been recorded: only the witness knows
+    rig.hear(kinds.CONTROL, encode_control(Protected(SESSION, TERM)))
+    assert rig.core.may_claim and rig.core.promotable
+
+
+def test_an_active_that_parted_may_have_struck_us_out_before_it_died() -> None:
+    """It asked the witness for that, and died before the answer: on its death alone the standing grant was used that was void by then."""
+    rig = Follower()
+    rig.standby()
+    rig.hear(kinds.CONTROL, encode_control(Parting(SESSION)))
+    over = takeover(rig, kills=True, leases=False, proof=True, parted=rig.core.parting)
+    assert over.advance(rig.now) == [Ask(Question("claim", "b", TERM + 1))] and over.step is Step.CLAIM
+    assert isinstance(over.on_witness(rig.now, Answer("claim", "denied", TERM, "a"))[0], Stop)
+
+
 def test_settle_waits_a_skew_for_an_output_that_may_be_on_its_way() -> None:
     rig = Follower()
     rig.standby()
@@ -286,16 +313,39 @@ def test_i15_the_clock_goes_on(seen: bool) -> None:
     assert clock.now(600) == clock.now(1_100)
 
 
+def test_rule_9_a_name_that_may_be_of_before_the_tap_is_waited_for() -> None:
+    """Its frame passed before the tap opened: a standby that was whole with it waiting took the next identical frame for it."""
+    rig = Follower()
+    rig.core.hello()
+    rig.hear(kinds.CONTROL, encode_control(Welcome(SESSION, TERM, 1, 100)))
+    rig.wait(25)                                            # the tap counts from here on
+    rig.hear(kinds.EPOCH, rig.record())
+    assert rig.core.path.last_page
+    rig.wait(15)
+    rig.active.rx(frame(1))                                 # out of the active's ring, where it lay since before
+    rig.active.agent.drop(rig.active.burst)
+    rig.hear(kinds.EPOCH, rig.record())
+    rig.wait(6)
+    rig.beat(0b11, rig.now)                                 # one skew after the opening both ports were empty
+    assert rig.tap.covers(rig.core.open_ns + 20 * MS)
+    assert rig.tap.waiting_credits == 1 and rig.core.state.value == "syncing"
+    rig.wait(20)                                            # the name is older than the skew
+    assert rig.tap.waiting_credits == 0 and rig.core.state.value == "whole"
+    assert rig.tap.offer(frame(1), 0, rig.now)              # the same bytes once more: nobody answered for these
+
+
 # ── the active's states ──────────────────────────────────────────────────────────────────────────
 
 
 class Leader:
     """An active without a node."""
 
-    def __init__(self, *, kills: bool = True, **bounds: int) -> None:
+    def __init__(self, *, leases: bool = False, **bounds: int) -> None:
         self.rig = rig = Rig(**bounds)
-        self.core = Active(pair="p", node="a", peer="b", layout=b"L", bounds=Bounds(**bounds), term=TERM, agent=rig.agent,
-                           engine=rig.engine.engine, writer=EpochWriter(SECRET), clock=PairClock(), lease=None, kills=kills)
+        b = Bounds(**bounds)
+        self.core = Active(pair="p", node="a", peer="b", layout=b"L", bounds=b, term=TERM, agent=rig.agent,
+                           engine=rig.engine.engine, writer=EpochWriter(SECRET), clock=PairClock(),
+                           lease=LeaseClock(b.lease_ms, b.beat_ms) if leases else None, kills=not leases)
         rig.path = self.core.path
         rig.agent.hook = lambda: rig.path.poll(rig.now)
 
@@ -318,12 +368,16 @@ class Leader:
     def witness(self, verb: str, said: str = "ok") -> list[object]:
         return list(self.core.on_witness(self.rig.now, Answer(verb, said, TERM, "a", self.core.session)))
 
-    def protect(self) -> None:
+    def sync(self) -> None:
+        """The follower has every page."""
         self.hello()
         self.say(TapOpen(self.core.session))
         while self.core.path.sync_pages:
             self.rig.rx()
             self.ack(self.ship())
+
+    def protect(self) -> None:
+        self.sync()
         self.say(Whole(self.core.session))
         self.witness("protected")
         assert self.core.protected
@@ -337,6 +391,52 @@ class Leader:
     @staticmethod
     def sent(effects: list[object]) -> list[object]:
         return [decode_control(memoryview(e.payload)) for e in effects if isinstance(e, Send) and e.kind == kinds.CONTROL]
+
+
+def test_protection_begins_when_the_witness_has_recorded_the_standby() -> None:
+    """A standby that was told before would promote on proof, and the witness would deny it the term it already leads."""
+    lead = Leader()
+    lead.sync()
+    assert lead.say(Whole(lead.core.session)) == [Ask(Question("protected", "a", TERM, "b", number=lead.core.session))]
+    assert not lead.core.protected
+    assert lead.sent(lead.witness("protected", "wait")) == [] and not lead.core.protected
+    assert lead.sent(lead.witness("protected")) == [Protected(lead.core.session, TERM)] and lead.core.protected
+
+
+def test_no_standby_is_recorded_in_a_term_that_the_witness_does_not_know() -> None:
+    """Taken over on proof, unheard: it would deny the recording, and later a whole standby's claim."""
+    lead = Leader()
+    lead.core.unheard = True
+    lead.sync()
+    assert lead.say(Whole(lead.core.session)) == []
+    assert lead.witness("took") == [Ask(Question("protected", "a", TERM, "b", number=lead.core.session))]
+    assert lead.sent(lead.witness("protected")) == [Protected(lead.core.session, TERM)]
+
+
+def test_i9_hosts_a_mark_is_used_once_its_beat_is_answered() -> None:
+    """Stopped before that, the active would hold a lease for which the standby, which promised nothing, does not wait."""
+    lead = Leader(leases=True)
+    lead.sync()
+    assert lead.say(Whole(lead.core.session)) == []         # nothing bounds our output yet: no standby is recorded
+    rig = lead.rig
+    rig.now += 10 * MS
+    effects = lead.core.tick(rig.now)
+    assert [type(e) for e in effects] == [LeaseArm, Send]
+    arm, beat = effects
+    assert isinstance(arm, LeaseArm) and isinstance(beat, Send) and beat.kind == kinds.BEAT
+    answer = encode_ack(Ack(lead.core.session, decode_ack(memoryview(beat.payload)).epoch, 500, 0, 0, 0))
+    stamp, ask = lead.core.on_message(rig.now, kinds.BEAT_ACK, memoryview(answer))
+    assert stamp == LeaseStamp(arm.mark)
+    assert ask == Ask(Question("protected", "a", TERM, "b", number=lead.core.session))
+
+
+def test_protection_is_given_up_with_a_word_before_the_witness_is_asked() -> None:
+    """The standby must not use its grant any more, should we die before the answer: the witness may have struck it out."""
+    lead = Leader()
+    lead.protect()
+    effects = lead.core.give_up(lead.rig.now, "unprotectable")
+    assert lead.sent(effects[:1]) == [Parting(lead.core.session)]
+    assert effects[1:] == [Ask(Question("solo", "a", TERM, number=lead.core.session))]
 
 
 def test_a_switch_waits_for_a_record_that_the_channel_has_not_taken() -> None:
@@ -438,7 +538,9 @@ def handed_over() -> Leader:
     lead = Leader()
     lead.protect()
     lead.switch()
-    lead.core.handed_over(lead.rig.now)
+    effects = lead.core.handed_over(lead.rig.now)
+    assert lead.sent(effects) == [Handover(lead.core.session, TERM)]
+    assert not any(isinstance(e, Stop) for e in effects), "until the standby took the term, ours may be the only state that lives"
     assert lead.core.state is ActiveState.HANDED
     return lead
 

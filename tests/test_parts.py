@@ -11,10 +11,14 @@ from nfckpt.config import Bounds, NodeConfig, PairConfig
 from nfckpt.errors import ConfigError
 from nfckpt.native.arena import Arena
 from nfckpt.native.life import LifeLock
+from nfckpt.native.sync import PageSync
+from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction
 from nfckpt.node.app import declare, load_app
 from nfckpt.node.parts import Parts
 from nfckpt.ports.memory import MemoryHub
+from nfckpt.replica.effects import Send
+from nfckpt.replica.standby import Standby
 from nfckpt.secrets import PairSecrets
 from nfckpt.state.state import State
 
@@ -40,6 +44,15 @@ class Writes(Ahead):
     def declare(self, state: State) -> None:
         super().declare(state)
         self.counts.add("seen", 1)
+
+
+class Table(NetworkFunction):
+    """Has what hashes, and so takes a secret."""
+
+    ports = ("left",)
+
+    def declare(self, state: State) -> None:
+        state.flow_table("flows", capacity=64, key_bytes=8, value=8)
 
 
 def parts(app: str, port: object) -> tuple[Parts, Arena, Late]:
@@ -89,3 +102,43 @@ def test_the_same_declare_at_the_start_of_a_pair() -> None:
     app = load_app(config)
     declare(config, app, Arena(BOUNDS.arena_bytes), SECRETS.table)
     assert isinstance(app, Writes) and app.counts.as_dict() == {"seen": 1}
+
+
+# ── identity never travels (I10) ─────────────────────────────────────────────────────────────────
+
+
+def of_node(node: str, port: object, address: str) -> Parts:
+    """Those of an active of a pair with a table, which has declared."""
+    nodes = {n: NodeConfig(ports=["mem:x"], address=address if n == node else "") for n in "ab"}
+    config = PairConfig(name="p", app="tests.test_parts:Table", bounds=BOUNDS, nodes=nodes)
+    made = Parts(config, node, "b" if node == "a" else "a", SECRETS, [port], b"", Arena(BOUNDS.arena_bytes), PairClock())   # type: ignore[list-item]
+    made.declare()
+    return made
+
+
+def test_i10_the_state_does_not_say_whose_it_is() -> None:
+    with MemoryHub(2, 64) as hub, hub.open(0) as one, hub.open(1) as other:
+        a, b = of_node("a", one, "127.0.0.1:7001"), of_node("b", other, "127.0.0.1:7002")
+        assert a.arena.view().tobytes() == b.arena.view().tobytes()
+
+
+def test_i10_no_key_travels() -> None:
+    """Neither the pair's key nor a secret made of it is in the hello or in the whole state: `check` tells nothing of the key, and a
+    table has a secret of its own, made one way."""
+    key = bytes(range(7, 39))
+    secrets = PairSecrets(key)
+    with MemoryHub(2, 64) as hub, hub.open(0) as port:
+        config = PairConfig(name="p", app="tests.test_parts:Table", bounds=BOUNDS, nodes={n: NodeConfig(ports=["mem:x"]) for n in "ab"})
+        made = Parts(config, "a", "b", secrets, [port], b"", Arena(BOUNDS.arena_bytes), PairClock())
+        made.declare()
+        sync = PageSync(made.arena, made.arena.used // 4096 + 1)
+        sync.begin()
+        record = bytes(made.writer.build(made.arena, made.gate, made.agent.names, 1, 1, 1, 0, 0, 0, sync))
+        standby = Standby(pair="p", node="b", layout=b"", bounds=BOUNDS, secret=secrets.tap, arena=Arena(BOUNDS.arena_bytes),
+                          tap=Tap([port], secrets.tap, 1), clock=PairClock(), now=1, key_check=secrets.check)
+        (hello,) = standby.hello()
+        assert isinstance(hello, Send) and secrets.check in hello.payload
+        assert sync.done and len(record) > 4096
+        for secret in (key, secrets.tap, secrets.table, secrets.channel):
+            for at in range(0, 32, 8):              # by parts: a table sets the lowest bit of each word
+                assert secret[at + 1:at + 8] not in hello.payload and secret[at + 1:at + 8] not in record
