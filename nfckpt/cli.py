@@ -106,12 +106,15 @@ nfckpt chaos --kills 1000 --profile host --no-ray --report chaos.html --json > c
 
 nfckpt chaos --faults kill,machine,point-active --seed 7
 
+nfckpt chaos --input ship --profile host
+
 nfckpt chaos --list-faults""")
 def chaos(
     kills: Annotated[int, typer.Option(min=1, max=1_000_000, help="Nodes to kill; faults that kill nobody come between.")] = 20,
     faults: Annotated[str, typer.Option(help="all, or names and beginnings of names with commas between.")] = "all",
     app: Annotated[str, typer.Option(help='A network function that takes the parameters of Nat, "module:Class".')] = "nfckpt.native.nat:NativeNat",
     profile: Annotated[str, typer.Option(help="hosts: nothing shared, TCP and leases. host: shared memory.")] = "hosts",
+    input: Annotated[str, typer.Option(help="tap: both nodes see the segments. ship: switches that learn, and the active sends what it receives.")] = "tap",
     seed: Annotated[Optional[int], typer.Option(min=0, help="Which faults strike whom and when. Default: a new one.")] = None,  # noqa: UP045
     rate: Annotated[int, typer.Option(min=2, max=1_000_000, help="Numbered UDP frames a second, both directions together.")] = 20_000,
     seconds: Annotated[float, typer.Option(min=0.0, help="Stop after so long, however many kills there were; 0: never.")] = 0.0,
@@ -137,6 +140,8 @@ def chaos(
     from nfckpt.testbed.chaos.faults import chosen
     if profile not in ("host", "hosts"):
         raise ConfigError(f"--profile {profile}", "host or hosts")
+    if input not in ("tap", "ship"):
+        raise ConfigError(f"--input {input}", "tap or ship")
     from nfckpt.deploy.foreground import has_ray
     with_ray = has_ray() if ray is None else ray
     chosen(faults, profile, with_ray)
@@ -151,7 +156,7 @@ def chaos(
     os.environ["TMPDIR"] = "/run"               # goes with the box, also when we are killed
     from nfckpt.testbed.chaos.view import run as run_chaos
     raise typer.Exit(run_chaos(seed=seed or 0, kills=kills, faults=faults, app=app, profile=profile, rate=rate, seconds=seconds, ray=with_ray,
-                               as_json=as_json, report=report, log=log))
+                               as_json=as_json, report=report, log=log, input=input))
 
 
 # ── a pair ───────────────────────────────────────────────────────────────────────────────────────

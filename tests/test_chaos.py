@@ -55,6 +55,19 @@ def test_nothing_breaks(profile: str, faults: str) -> None:
 
 
 @pytest.mark.box
+@pytest.mark.timeout(300)
+def test_on_a_switch_no_more_is_lost_than_the_receipts_say() -> None:
+    with chaos("--json", "--profile", "host", "--input", "ship", "--faults", "kill,segv-active,point", "--kills", "4", "--seed", "5", "--rate", "2000") as process:
+        out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    body = json.loads(out)
+    assert list(body) == [*KEYS, "stranded"] and all(r["exact"] for r in body["receipts"])
+    assert body["lost"] <= body["stranded"] == sum(r["stranded"] for r in body["receipts"])
+    assert body["duplicated"] <= sum(r["reemitted"] for r in body["receipts"])
+    assert [body[key] for key in view.MUST_BE_ZERO if key not in ("lost", "duplicated")] == [0] * 5 and body["tcp_connections"] > 50
+
+
+@pytest.mark.box
 def test_a_network_function_that_loses_frames_is_caught() -> None:
     with chaos("--json", "--profile", "host", "--faults", "kill-active", "--kills", "1", "--seed", "4", "--rate", "4000",
                "--app", "tests.chaos_apps:LeakyNat") as process:
@@ -73,7 +86,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing() -> None:
     (("--faults", "earthquake"), "no fault 'earthquake'"), (("--faults", "machine", "--profile", "host"), "not for profile host"),
     (("--faults", "switch,pause"), "none of them kills"), (("--faults", "ray-worker"), "without Ray"), (("--profile", "cloud"), "host or hosts"),
     (("--faults", ""), "none of them kills"), (("--kills", "0"), "--kills"), (("--rate", "1"), "--rate"),
-    (("--report", "/nowhere/at/all.html"), "no folder")])
+    (("--report", "/nowhere/at/all.html"), "no folder"), (("--input", "osmosis"), "tap or ship")])
 def test_bad_arguments(args: tuple[str, ...], said: str) -> None:
     with chaos(*args) as process:
         out, err = process.communicate(timeout=30)

@@ -305,7 +305,7 @@ class Leader(Shell):
     suspects: Suspects | None = None        # while the replay runs frames that the old active may have died of
     quarantined = 0
     _alive_ns = 0
-    _stood = 0                              # the session in which `stands` began
+    _stood = 0                              # the session whose standby knows
     _handed = 0
     _refused = _refused_ns = 0      # handshakes that failed, as far as reported, and when the next report may be
 
@@ -348,7 +348,7 @@ class Leader(Shell):
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room
         self._listen(core, now)
-        if self.config.input == "ship" and core.state.value == "protecting":
+        if self.config.input == "ship" and self._stood != (core.session or -1) and self.agent.tap is None:
             self._stand(core)
         tap = self.agent.tap
         if tap is not None:
@@ -361,17 +361,17 @@ class Leader(Shell):
                 self.agent.tap = None
 
     def _stand(self, core: Active) -> None:
-        """Once for each standby that is fed: where we stand among all frames that ever came to each port. A look takes 20 µs."""
-        if self._stood != core.session and self.agent.tap is None:
-            self._stood = core.session
+        """Find out, and tell each standby that is fed, where we stand among all frames that ever came to each port."""
+        if self.stands is None:
             self.stands = {p: Stand(port, arrivals) for p, (port, form) in enumerate(zip(self.ports, self.me.ports, strict=True))
-                            if isinstance(port, AfPacketPort) and (arrivals := Arrivals.of(parse_port(form))) is not None}
-        for p, stand in list(self.stands.items()):
-            number = stand.look()
-            if number is not None and core.path.shipping:
+                           if isinstance(port, AfPacketPort) and (arrivals := Arrivals.of(parse_port(form))) is not None}
+        for stand in self.stands.values():
+            stand.look()
+        known = {p: number for p, stand in self.stands.items() if (number := stand.number) is not None}
+        if core.path.shipping and len(known) == len(self.stands):
+            self._stood = core.session
+            for p, number in known.items():
                 core.path.shipment.stands_at(p, number & 0xffffffff)
-                stand.arrivals.close()
-                del self.stands[p]
 
     def _listen(self, core: Active, now: int) -> None:
         """Let a follower in."""

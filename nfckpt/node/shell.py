@@ -110,7 +110,7 @@ class Shell:
         self.lease: EgressLease | None = None
         self.permanent_mark = 0
         self.receipt: Draft | None = None
-        self.stands: dict[int, Stand] = {}          # by port, while it is found out where we stand
+        self.stands: dict[int, Stand] | None = None         # by port
         self.ended_in_order = False
         self.ports_down: list[str] = []             # names of those without carrier
         self.down_ns = 0                            # since when, while there are any

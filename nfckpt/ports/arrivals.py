@@ -67,16 +67,23 @@ class Stand:
 
     def __init__(self, port: AfPacketPort, arrivals: Arrivals) -> None:
         self.port, self.arrivals = port, arrivals
-        self._before: int | None = None         # frames that came before those which the port ever handed out
+        self._before = 0                        # frames that came before those which the port ever handed out
         self._looks = 0
 
-    def look(self) -> int | None:
-        """How many frames of the count are read, or given up; None: not known yet, look again."""
+    def look(self) -> None:
+        """20 µs; nothing after LOOKS of them."""
+        if self._looks == LOOKS:
+            return
         waiting = self.port.waiting()           # before the count: what comes in between must not make it less
-        count, read = self.arrivals.count(), self.port.rx_frames
-        if count is None:
-            return None
-        before = count - waiting - read
-        self._before = before if self._before is None else min(self._before, before)
-        self._looks += 1
-        return self._before + read if self._looks >= LOOKS else None
+        count = self.arrivals.count()
+        if count is not None:
+            before = count - waiting - self.port.rx_frames
+            self._before = min(self._before, before) if self._looks else before
+            self._looks += 1
+            if self._looks == LOOKS:
+                self.arrivals.close()
+
+    @property
+    def number(self) -> int | None:
+        """How many frames of the count are read, or given up. None: look again."""
+        return self._before + self.port.rx_frames if self._looks == LOOKS else None

@@ -251,7 +251,7 @@ class Standby:
         return [Send(kinds.CONTROL, encode_control(Need(self.session, due)))]
 
     def _progress(self, now: int) -> list[Effect]:
-        skew = self.bounds.tap_skew_ms_max * MS
+        skew = 0 if self.tap.fed else self.bounds.tap_skew_ms_max * MS      # one channel: nothing is seen apart
         if self.state is not S.SYNCING:
             return []
         if not self.open_ns:

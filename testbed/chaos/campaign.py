@@ -10,6 +10,7 @@ Promises    C1 `body` has the keys of the issue's contract, whatever happened.  
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -19,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from nfckpt.config import PairConfig
 from nfckpt.deploy.foreground import Pair, make_pair
@@ -62,15 +65,19 @@ class Outcome:
 
 
 class Campaign:
-    """`load`: what is sent. `say(text)`: a line of progress. `on_event`: all that happens.
+    """`load`: what is sent. `input`: as in a pair's configuration; "ship" on learning switches, where a dead active's kernel has what nobody
+    else was sent: then the receipts say how many (profile host), and at most so many may be lost; outputs of which nobody saw whether they
+    left are emitted again, and at most so many may be doubled. `say(text)`: a line of progress. `on_event`: all that happens.
     `run_s`: stop after so long, whatever `kills` says; 0: never."""
 
     def __init__(self, *, seed: int, kills: int, faults: list[Fault], profile: str, app: str, load: Load, ray: bool, run_s: float = 0.0,
+                 input: str = "tap",
                  say: Callable[[str], None] = lambda text: None, on_event: Callable[[str, int, dict[str, Any]], Any] | None = None,
                  prefix: str = "nf") -> None:
         self.seed, self.kills, self.profile, self.ray, self.run_s, self._say = seed, kills, profile, ray, run_s, say
         self._on_event = on_event
-        self.stage = TestbedStage(profile, load, prefix, app)
+        self.stage = TestbedStage(profile, load, prefix, app, "bare" if input == "ship" else "hub")
+        self.stage.config = msgspec.structs.replace(self.stage.config, input=input)
         self._strikes = schedule(seed, faults, profile)
         self.hits: list[Hit] = []
         self.events: list[Event] = []
@@ -249,6 +256,7 @@ class Campaign:
         outages = [hit.outage_ms for hit in kills if hit.was_active and hit.outage_ms is not None]
         again = [hit.reprotect_ms for hit in kills if hit.reprotect_ms is not None]
         told = sum(name == "divergent" for name, _, _ in self.events)
+        receipts = [fields for name, _, fields in self.events if name == "receipt"]
         body = {
             "seed": self.seed, "profile": self.profile, "kills": len(kills), "kills_counted": sum(hit.counts for hit in kills),
             "faults": {name: n for name, n in sorted(self.counts.items()) if n}, "sent": ledger.sent, "received": ledger.received,
@@ -258,9 +266,11 @@ class Campaign:
             "tcp_failed": ledger.tcp["failed"], "tcp_reset": ledger.tcp["reset"],
             "outage_ms": {"p50": quantile(outages, 0.5), "p99": quantile(outages, 0.99), "max": max(outages, default=0.0)},
             "reprotect_ms": {"p50": quantile(again, 0.5), "max": max(again, default=0.0)},
-            "receipts": [fields for name, _, fields in self.events if name == "receipt"],
+            "receipts": receipts,
         }
-        problems = trouble + [f"{body[key]} {key}" for key in MUST_BE_ZERO if body[key]]
+        if self.stage.config.input == "ship":
+            body["stranded"] = sum(r["stranded"] for r in receipts)
+        problems = trouble + [f"{body[key]} {key}" for key in MUST_BE_ZERO if body[key] > self._allowed(key, receipts)]
         if len(kills) < self.kills and not self.run_s and not trouble:
             problems.append(f"{len(kills)} kills of {self.kills}")
         doubts = [f"{n} frames dropped by {what}" for what, n in (
@@ -271,6 +281,14 @@ class Campaign:
         invalid = f"{', '.join(doubts)}: take a lower --rate" if doubts else ""
         return Outcome(body, problems, invalid, self.hits, list(self.events), emissions.runs, injector.hits(), len(self._compared), ledger.apart,
                        began_ns, ended_ns, self.samples)
+
+    def _allowed(self, key: str, receipts: list[dict[str, Any]]) -> float:
+        """How many of MUST_BE_ZERO this run may have."""
+        if self.stage.config.input != "ship" or key not in ("lost", "duplicated"):
+            return 0
+        if key == "duplicated":
+            return float(sum(r["reemitted"] for r in receipts))
+        return float(sum(r["stranded"] for r in receipts)) if all(r["exact"] for r in receipts) else math.inf
 
     def _promotions(self) -> list[Promotion]:
         """Who may emit from when: a takeover's first frame leaves before it is reported, but not before the loss was noticed."""

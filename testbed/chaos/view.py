@@ -34,13 +34,13 @@ def load_of(rate: int) -> Load:
 
 
 def run(*, seed: int, kills: int, faults: str, app: str, profile: str, rate: int, seconds: float, ray: bool, as_json: bool,
-        report: Path | None, log: Path | None) -> int:
+        report: Path | None, log: Path | None, input: str = "tap") -> int:
     """Run, show, return the exit code."""
     console = Console(stderr=True, highlight=False)
     stream, events = EventStream(), EventLog(log, on_error=lambda text: print(f"error: {text}", file=sys.stderr))
     stream.feed("log", events.add)
     replay = shlex.join(["nfckpt", "chaos", "--seed", str(seed), "--kills", str(kills), "--faults", faults, "--profile", profile, "--rate", str(rate),
-                         "--app", app, *([] if ray else ["--no-ray"]), *(["--seconds", str(seconds)] if seconds else [])])
+                         "--app", app, *([] if ray else ["--no-ray"]), *(["--seconds", str(seconds)] if seconds else []), *(["--input", input] if input != "tap" else [])])
     with Progress(TextColumn("kills"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True,
                   disable=not console.is_terminal) as bar:
         task = bar.add_task("kills", total=kills)
@@ -50,7 +50,7 @@ def run(*, seed: int, kills: int, faults: str, app: str, profile: str, rate: int
             console.print(text, markup=False, soft_wrap=True)
 
         campaign = Campaign(seed=seed, kills=kills, faults=chosen(faults, profile, ray), profile=profile, app=app, load=load_of(rate), ray=ray,
-                            run_s=seconds, say=say, on_event=stream.note)
+                            run_s=seconds, input=input, say=say, on_event=stream.note)
         try:
             outcome = campaign.run()
         finally:
@@ -97,6 +97,9 @@ def result(o: Outcome) -> RenderableType:
     if o.samples:
         first, last = o.samples[min(2, len(o.samples) - 1)], o.samples[-1]
         row("leaks", " · ".join(f"{name} {first[name]:g} → {last[name]:g}" for name in ("rss_mb", "fds", "threads", "processes")))
+    if "stranded" in body:
+        row("shipped", f"{body['stranded']:,} frames had come to dead actives that never read them" + (
+            "" if all(r["exact"] for r in body["receipts"]) else ", as far as can be told"))
     inexact = sum(not r["exact"] for r in body["receipts"])
     row("receipts", f"{len(body['receipts'])}, {inexact} inexact; replayed {sum(r['replayed'] for r in body['receipts']):,}, "
         f"emitted again {sum(r['reemitted'] for r in body['receipts']):,}, suppressed {sum(r['suppressed'] for r in body['receipts']):,}")
