@@ -18,11 +18,13 @@ from nfckpt.native.burst import Burst
 from nfckpt.native.epoch import EpochWriter
 from nfckpt.native.tap import Tap
 from nfckpt.replica.active import Active, ActiveState
-from nfckpt.replica.effects import Ask, KillPeer, LeaseArm, LeaseStamp, Promote, Send, Stop
+from nfckpt.replica.effects import Ask, Event, KillPeer, LeaseArm, LeaseStamp, Promote, Send, Stop
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
+    PORT_DOWN,
     PROTOCOL,
+    TAP_GAP,
     Ack,
     Handover,
     Hello,
@@ -456,6 +458,20 @@ def test_a_switch_waits_for_a_record_that_the_channel_has_not_taken() -> None:
     (told,) = lead.core.handed_over(rig.now)
     assert isinstance(told, Send) and isinstance(decode_control(memoryview(told.payload)), Handover)
     assert lead.core.state is ActiveState.HANDED
+
+
+@pytest.mark.parametrize(("flags", "switches"), [(0, True), (TAP_GAP, True), (PORT_DOWN, False), (TAP_GAP | PORT_DOWN, False)])
+def test_a_dead_port_hands_the_term_over_whatever_the_standby_s_tap_lacks(flags: int, switches: bool) -> None:
+    """Here nothing leaves any more. To a standby whose port is dead too there is nothing to hand over."""
+    lead = Leader()
+    lead.protect()
+    lead.core.path.on_ack(encode_ack(Ack(lead.core.session, 1, 500, 0, 0, flags)), lead.rig.now, False)
+    assert lead.core.hand_over() is (flags & TAP_GAP == 0)          # as an operator's wish a gap makes it wait
+    lead.core.preparing = False
+    told = lead.core.on_ports(lead.rig.now, True)
+    assert [e.name for e in told if isinstance(e, Event)] == ["switching"] * switches
+    assert lead.sent(lead.core.tick(lead.rig.now)) == [Prepare(lead.core.session, TERM)] * switches
+    assert lead.core.on_ports(lead.rig.now, True) == []             # it is said once
 
 
 def test_service_goes_on_until_the_standby_has_the_next_term() -> None:
