@@ -61,7 +61,6 @@ class SimLeader(SimFollower):
             standby.drain(self.now)
             if standby.tap.fed:
                 standby.tap.unfed()
-                w.referee.stranded(standby.tap)
             self._applied(standby)
             self._drop_channel()
             yield self._at("applied")
@@ -86,6 +85,8 @@ class SimLeader(SimFollower):
             core.path.ship_inputs()
         self.core = core
         w.leads(self, standby)
+        if w.ship and standby is not None:
+            w.referee.stranded(standby.tap)
         yield from self._perform(core.unlimited(self.now))
         if takeover is not None and takeover.unheard:
             core.unheard, core.took_ns = True, takeover.started_ns
