@@ -48,7 +48,7 @@ def questions(h: History) -> list[Question]:
         out += [Question("register", node, life=f"{node}{h.lives[i]}"), Question("register", node, life=f"{node}{h.lives[i] + 1}"),
                 Question("gone", node)]
         if h.witness[2] == node:                # recorded: it led in the next term on proof, and nobody heard of it
-            out.append(Question("register", node, h.witness[0] + 1, life=f"{node}{h.lives[i] + 1}"))
+            out += [Question("register", node, h.witness[0] + 1, life=f"{node}{h.lives[i] + 1}"), Question("gone", node, h.witness[0] + 1)]
         for term in range(max(1, h.witness[0] - 2), h.witness[0] + 2):
             out += [Question("suspect", node, term), Question("here", node, term, OTHER[node], leads=True),
                     Question("protected", node, term, OTHER[node]), Question("solo", node, term), Question("reclaim", node, term),

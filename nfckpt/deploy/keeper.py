@@ -190,7 +190,7 @@ class Keeper:
             code = self._one_life()
             self.last_exit = (code, self._reason or EXIT.get(code, f"signal {-code}" if code < 0 else "crashed"))
             self._event("exited", {"code": code, "why": self.last_exit[1]})
-            self._questions.put((Question("gone", self.spec.node), None))
+            self._questions.put((Question("gone", self.spec.node, self._led), None))
             if self._stopping.is_set() or (code in NO_RESTART and not self._rested):
                 break
             good = self._was_whole or time.monotonic() - began > RESTART_S_MAX

@@ -1,7 +1,7 @@
 """Witness: hands out terms, one at a time, to one node each. Sans-I/O; a named detached Ray actor or a local runner carries it.
 
 Rules       W1 A term is granted to one node, once, and terms only grow: also past one that was taken on proof while nobody was heard.
-               Who registers says so (`term`: the last its keeper saw the node take or lead).
+               Who registers, or is gone, says so (`term`: the last its keeper saw the node take or lead).
             W2 Only the node recorded as `standby` of the current term may claim the next one. It is recorded when the
                active says that it is whole, and struck out when the active is allowed to go solo: whichever comes first wins.
             W3 A pair without holder is led by the first node that registers; it starts blank.
@@ -121,7 +121,6 @@ class Witness:
         if not q.life or self.lives.get(q.node) != q.life:
             self._gone(q)                       # a process that registers is blank: what it was is lost
         self.lives[q.node] = q.life
-        self.passed = max(self.passed, q.term)
         self.missing.discard(q.node)            # and holds nothing
         if self.missing:
             return "wait"
@@ -170,6 +169,7 @@ class Witness:
 
     def _gone(self, q: Question) -> str:
         """The node's keeper saw its process end."""
+        self.passed = max(self.passed, q.term)
         if q.node == self.standby:
             self.standby = ""
         if q.node == self.holder:

@@ -300,7 +300,7 @@ class Active:
         """Go on without protection. A recorded standby keeps its channel until the witness struck it: seeing that end, it claims."""
         if self.state is S.PROTECTING and not self.recording:
             return self.on_peer_lost(now, reason, False)
-        if self.state is not S.ACTIVE or (self.giving_up and now - self.asked_ns <= self.bounds.claim_ms_max * MS):
+        if self.state is not S.ACTIVE or self.giving_up:
             return []
         self.giving_up, self.asked_ns = reason, now
         return [Send(kinds.CONTROL, encode_control(Parting(self.session))), Ask(self._question(self._alone))]
@@ -403,7 +403,7 @@ class Active:
                 return [*effects, KillPeer()]
             self._move("void")
             effects += [*self._solo(now, "alone: no witness answers"), Event("alone", {"term": self.term})]
-        if (self.asking or self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
+        if (self.asking or self.giving_up or self.state is S.HOLDING or (self.recording and self.state is S.PROTECTING)) \
                 and now - self.asked_ns > b.claim_ms_max * MS:
             self.asked_ns = now
             effects.append(Ask(self._question("protected" if self.state is S.PROTECTING else self._alone)))

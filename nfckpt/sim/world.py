@@ -308,7 +308,7 @@ class World:
         """A keeper carries questions one after the other."""
         if q.verb == "took":
             self._led[name] = q.term
-        elif q.verb == "register":
+        elif q.verb in ("register", "gone"):
             q = msgspec.structs.replace(q, term=self._led.get(name, 0))
         if self.now < self._unheard.get(name, 0):
             self.trace(node, f"asks {q.verb} {q.term} of {q.node}: nobody hears")
