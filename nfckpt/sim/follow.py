@@ -185,7 +185,7 @@ class SimFollower(SimShell):
         while said and said[0][0] < tap.read_ns - 8 * tap.skew_ns:
             released = max(released, said.popleft()[2])
         self._released = max(self._released, released)
-        if core.state.value == "standby" and not core.waiting:
+        if core.state.value == "standby" and not core.waiting and not core.handover:     # handed over: nothing is forgotten any more
             if tap.waiting_credits > names:
                 self.world.referee.fail(f"rule 6: {tap.waiting_credits} credits wait, {names} frames were named since two skews")
             if tap.waiting_outputs > max(0, core.path.next_seq - self._released):
