@@ -207,8 +207,16 @@ class PairRig:
         t._thread.join()
         burst = Burst()
         t.ends[LEFT].tx_burst([t.template[LEFT]])
-        until(lambda: t.ends[RIGHT].rx_burst(burst, 1))
-        t.template[RIGHT] = t.template[RIGHT][:36] + burst.frames()[0][34:36] + t.template[RIGHT][38:]
+        out: list[bytes] = []
+
+        def seen() -> list[bytes]:                      # besides what is announced again meanwhile
+            burst.reset()
+            t.ends[RIGHT].rx_burst(burst, 1)
+            out.extend(frame for frame in burst.frames() if frame[12:14] == b"\x08\x00")
+            return out
+
+        until(seen)
+        t.template[RIGHT] = t.template[RIGHT][:36] + out[0][34:36] + t.template[RIGHT][38:]
         self.opened = 1
         t._done.clear()
         t._thread = threading.Thread(target=t._run, daemon=True)

@@ -13,6 +13,7 @@ import pytest
 
 from nfckpt.config import NodeConfig, PairConfig
 from nfckpt.deploy.keeper import Keeper, _receive
+from nfckpt.deploy.priority import lower, restore
 from nfckpt.errors import ProtectionError
 from nfckpt.failover.witness import Answer, Question, Witness
 from nfckpt.wire import keeper as wire
@@ -93,10 +94,24 @@ def test_a_spare_has_the_lowest_priority_until_it_is_needed() -> None:
         assert os.getpriority(os.PRIO_PROCESS, spare) == os.getpriority(os.PRIO_PROCESS, 0)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="without privilege there is no way back from a lower priority, so none is taken")
+def test_a_process_that_is_needed_in_the_middle_of_its_imports_is_raised_there() -> None:
+    """On a busy machine the lowest priority never comes to their end."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], start_new_session=True)
+    try:
+        lower(child.pid)
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == 19
+        restore(child.pid)
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_a_spare_ends_with_its_keeper() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        spare = subprocess.Popen([sys.executable, "-m", "nfckpt.deploy.spare", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+        spare = subprocess.Popen([sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], pass_fds=[theirs.fileno()])
         theirs.close()
         ours.close()
         assert spare.wait(20) == 10

@@ -4,7 +4,7 @@ Who uses it     the Ray actor (ray_actors.py), the local runner (local.py), or a
                 its own reads the process's socket, another carries questions to the witness, one after the other, so that
                 one that does not answer holds up nothing else; calls from other threads are safe.
 
-Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life; the next one's waits already (spare.py)
+Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life; the next one's waits already (priority.py)
                    │ ◄── WitnessAsk, Report, Reply ──┘
                    └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order or is in maintenance
 
@@ -30,6 +30,7 @@ from typing import Any
 
 import msgspec
 
+from nfckpt.deploy.priority import lower, restore
 from nfckpt.errors import ProtectionError
 from nfckpt.failover.witness import Answer, Question
 from nfckpt.node import EXIT
@@ -236,22 +237,24 @@ class Keeper:
 
     def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         self._before()
-        (ours, process), self._spare = self._spare or self._exec("nfckpt.node"), None
+        spare, self._spare = self._spare, None
+        ours, process = spare or self._exec()
+        restore(process.pid)
         if not wire.send(ours, self.spec):          # a spare that somebody ended
             ours.close()
             process.wait()
-            ours, process = self._exec("nfckpt.node")
+            ours, process = self._exec()
             wire.send(ours, self.spec)
         self.starts += 1
         return ours, process
 
-    def _exec(self, module: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    def _exec(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for s in (ours, theirs):
             s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
+                [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
                 pass_fds=(theirs.fileno(), *self._pass_fds),
                 start_new_session=self.spec.orphan_ms > 0,      # Ray ends the process group of a worker that died
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
@@ -280,7 +283,8 @@ class Keeper:
             if message.name in ("standby", "protected"):
                 self._was_whole = True
                 if self._spare is None and not self._stopping.is_set():
-                    self._spare = self._exec("nfckpt.deploy.spare")
+                    self._spare = self._exec()
+                    lower(self._spare[1].pid)
             self._event(message.name, message.fields, message.at_ns)
 
     def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -170,8 +170,8 @@ class Node(Follower, Leader):
         return self.core.tap if isinstance(self.core, Standby) else self.core.agent.tap if self.core else None
 
 
-def main(wanted: Callable[[], None] = lambda: None) -> int:
-    """`python -m nfckpt.node FD`: FD is the inherited keeper socket. Not for people: a keeper starts it. `wanted()`: the spec came."""
+def main() -> int:
+    """`python -m nfckpt.node FD`: FD is the inherited keeper socket. Not for people: a keeper starts it."""
     if len(sys.argv) != 2 or not sys.argv[1].isdigit():
         print("nfckpt.node is started by a keeper; to run a pair use `nfckpt run`", file=sys.stderr)
         return 2
@@ -180,7 +180,6 @@ def main(wanted: Callable[[], None] = lambda: None) -> int:
     raw = sock.recv(keeper.DATAGRAM_BYTES_MAX)
     if not raw:
         return 10
-    wanted()
     spec = msgspec.json.decode(raw, type=keeper.NodeSpec)
     sock.setblocking(False)
     return Node(spec, sock).run()
