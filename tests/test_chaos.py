@@ -28,8 +28,8 @@ KEYS = ["seed", "profile", "kills", "kills_counted", "faults", "sent", "received
         "stale_emissions", "sink_overflow", "tcp_connections", "tcp_failed", "tcp_reset", "outage_ms", "reprotect_ms", "receipts"]
 
 
-def chaos(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "nfckpt", "chaos", "--no-ray", *args], cwd=ROOT, env=ENVIRONMENT, text=True,
+def chaos(*args: str, ray: bool = False) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "nfckpt", "chaos", "--ray" if ray else "--no-ray", *args], cwd=ROOT, env=ENVIRONMENT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -68,6 +68,19 @@ def test_on_a_switch_no_more_is_lost_than_the_receipts_say() -> None:
 
 
 @pytest.mark.box
+@pytest.mark.ray
+@pytest.mark.timeout(150)
+def test_ray_workers_die_and_nothing_breaks() -> None:
+    """Seed 1047: the active's keeper, the witness, the active itself, the standby's keeper, the active again."""
+    with chaos("--json", "--profile", "hosts", "--faults", "kill-active,ray", "--kills", "2", "--seed", "1047", "--rate", "2000", ray=True) as process:
+        out, err = process.communicate(timeout=140)
+    assert process.returncode == 0, err
+    body = json.loads(out)
+    assert body["faults"] == {"kill-active": 2, "ray-witness": 1, "ray-worker-active": 1, "ray-worker-standby": 1}
+    assert [body[key] for key in view.MUST_BE_ZERO] == [0] * 7 and body["sent"] == body["received"] > 3000
+
+
+@pytest.mark.box
 def test_a_network_function_that_loses_frames_is_caught() -> None:
     with chaos("--json", "--profile", "host", "--faults", "kill-active", "--kills", "1", "--seed", "4", "--rate", "4000",
                "--app", "tests.chaos_apps:LeakyNat") as process:
@@ -84,7 +97,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing() -> None:
 
 @pytest.mark.parametrize(("args", "said"), [
     (("--faults", "earthquake"), "no fault 'earthquake'"), (("--faults", "machine", "--profile", "host"), "not for profile host"),
-    (("--faults", "switch,pause"), "none of them kills"), (("--faults", "ray-worker"), "without Ray"), (("--profile", "cloud"), "host or hosts"),
+    (("--faults", "switch,pause"), "none of them kills"), (("--faults", "kill,ray-witness"), "without Ray"), (("--profile", "cloud"), "host or hosts"),
     (("--faults", ""), "none of them kills"), (("--kills", "0"), "--kills"), (("--rate", "1"), "--rate"),
     (("--report", "/nowhere/at/all.html"), "no folder"), (("--input", "osmosis"), "tap or ship")])
 def test_bad_arguments(args: tuple[str, ...], said: str) -> None:

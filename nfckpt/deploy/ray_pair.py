@@ -18,12 +18,14 @@ node actor          its packet process forwards on for orphan_ms_max; Ray restar
 actor for good      `RayPair` makes a new one (its placement group moves to another host where there is one)
 witness             `witness_lost`; the pair goes on as it is: in profile host still a takeover on proof. `RayPair` makes a new,
                     blank one, which grants nothing until it has heard both nodes (W8), or an operator forces it
-driver              Ray ends the node actors, so the pair stops orphan_ms_max later; the witness stays in a cluster that stays, and goes on
+driver              Ray ends the node actors, so the pair stops, orphan_ms_max later at the latest; the witness stays in a cluster that stays, and goes on
                     counting when the pair is started again (a killed driver also leaves /tmp/nfckpt-*, a directory
                     of socket names)
 a host              like the node actor on it. The witness lives on Ray's head: best a third host, for without witness
                     profile hosts can neither take over nor go on alone
-Ray as a whole      the actors end, so the pair stops orphan_ms_max later
+GCS                 all goes on but placing and restarting actors; a minute later raylets end
+raylet              its workers end by themselves, which kills their packet processes; a peer on another raylet takes over
+Ray as a whole      killed at once: like the node actor, but nobody adopts: the pair stops orphan_ms_max later
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Points      a kill at a named instant (nfckpt/native/fault.pyx) needs that instant to come: LEADS says what brings it about.
             Where the promise does not hold for a death (the only copy of the state dies), points are only delayed.
+Ray         its workers die, and come back: the pair stays protected (tests/test_ray.py). Its GCS or a raylet does not come back, so a run,
+            which goes on only once all is as before, has no such fault: tests/test_ray_lost.py.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ FAULTS = {fault.name: fault for fault in (
           covered=False),
     Fault("cut-standby-data", "a data port of the standby is cut for 50 to 300 ms", kills=False, covered=False),
     Fault("cut-both", "a data port of the active and the replication link are cut for 50 to 300 ms", kills=False, profile="hosts", covered=False),
-    Fault("ray-worker", "SIGKILL of the Ray worker that keeps the active", ray=True),
-    Fault("ray-worker-standby", "SIGKILL of the Ray worker that keeps the standby", ray=True),
+    Fault("ray-worker-active", "SIGKILL of the Ray worker that keeps the active: its next life adopts the packet process", kills=False, ray=True),
+    Fault("ray-worker-standby", "SIGKILL of the Ray worker that keeps the standby: the same", kills=False, ray=True),
+    Fault("ray-witness", "SIGKILL of the Ray worker that is the witness: a blank one is made, which believes both nodes", kills=False, ray=True),
 )}
 
 

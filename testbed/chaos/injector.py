@@ -30,6 +30,7 @@ __all__ = ["Blow", "Injector"]
 REACHED_S_MAX = 4.0             # for a point to come
 LED_S_MAX = 30.0                # after what brings it about: a node may have to start
 SWITCHED_S_MAX = 5.0
+BACK_S_MAX = 30.0               # for Ray to start an actor, on a busy machine
 DROP = """table netdev chaos {{
     chain lossy {{
         type filter hook ingress device "rep" priority 0;
@@ -117,11 +118,29 @@ class Injector:
         return Blow(t)
 
     def _ray(self, s: Strike, node: str, active: str, struck: Callable[[int], None]) -> Blow:
-        parent = _parent(procs.owner(self.bed.ns(node), "lan"))
+        """The keeper is whom the pair names: an adopted packet process is not its child. The witness is another child of its raylet."""
+        is_witness = s.fault.name == "ray-witness"
+        pid = int(self.pair.status()[node].get("keeper_pid", 0))
+        if pid and is_witness:
+            pid = _child(_parent(pid), "ray::WitnessActor")
+        if not pid:
+            raise _Nobody
         t = time.monotonic_ns()
-        os.kill(parent, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         struck(t)
-        return Blow(t, node)
+        deadline = time.monotonic() + BACK_S_MAX
+        while not (self._has_witness() if is_witness else self.pair.status()[node].get("keeper_pid", pid) != pid):
+            if time.monotonic() > deadline:
+                raise ProtectionError(f"{s.fault.name}: no next life within {BACK_S_MAX:.0f} s")
+            time.sleep(0.02)
+        return Blow(t)
+
+    def _has_witness(self) -> bool:
+        """One that grants: it was never lost, or has heard both nodes (W8)."""
+        try:
+            return not self.pair.view().missing
+        except ProtectionError:
+            return False
 
     def _switch(self, s: Strike, node: str, active: str, struck: Callable[[int], None]) -> Blow:
         t = time.monotonic_ns()
@@ -272,6 +291,15 @@ def _other(node: str) -> str:
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _child(parent: int, title: str) -> int:
+    """Pid of the child whose command line begins so; 0: there is none."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if _parent(int(name)) == parent and Path(f"/proc/{name}/cmdline").read_text().startswith(title):
+                return int(name)
+    return 0
 
 
 def _nft(namespace: str, rules: str) -> None:
