@@ -290,6 +290,7 @@ def check(c: PairConfig) -> None:
     need(b.epochs_outstanding_max >= 1, "epochs_outstanding_max", "must be at least 1")
     need(1 <= b.burst_ms_max <= b.hang_ms_max, "burst_ms_max", f"must lie between 1 and hang_ms_max ({b.hang_ms_max})")
     need(b.loop_ms_max >= 2 * b.hang_ms_max, "loop_ms_max", f"must be at least twice hang_ms_max ({b.hang_ms_max})")
+    need(c.input != "ship" or b.message_bytes_max >= 4 << 20, "message_bytes_max", 'must be at least 4194304 with input = "ship": a burst is one message')
     need(b.quarantine_frames_max <= 64, "quarantine_frames_max", "an agent remembers at most 64")
     need(b.announce_repeats <= 100, "announce_repeats", "at most 100")
     need(b.announce_gap_ms >= 10 or not b.announce_repeats, "announce_gap_ms", "must be at least 10: a segment is not to be flooded")

@@ -58,6 +58,32 @@ def test_a_blank_node_says_which_term_it_led_last() -> None:
     assert witness.ask(Question("register", "b", life="4")) == Answer("register", "lead", 3, "b")
 
 
+def test_a_keeper_that_adopts_a_leader_knows_its_term() -> None:
+    keeper = Keeper(wire.NodeSpec(CONFIG, "a", bytes(32), ""), Witness().ask)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for fields, term in (({"pid": 1, "term": 7, "leads": False, "other": ""}, 0), ({"pid": 1, "term": 7, "leads": True, "other": ""}, 7)):
+            keeper._take(ours, wire.Report("adopted", 1, fields))
+            keeper._take(ours, wire.WitnessAsk(Question("register", "a", life="x")))
+            row = keeper._questions.get()
+            assert row is not None and row[0].term == term
+
+
+def test_a_machine_without_room_for_a_spare_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node that is protected now must not pay for it."""
+    def nothing(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    keeper = Keeper(wire.NodeSpec(CONFIG, "a", bytes(32), ""), Witness().ask)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(subprocess, "Popen", nothing)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        keeper._take(ours, wire.Report("protected", 1, {"peer": "b", "term": 1}))
+    assert [name for name, _, _ in keeper.events] == ["no_spare", "protected"] and keeper._spare is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_the_next_life_is_a_process_that_waits_already() -> None:
     with PairRig() as rig:
         keeper = rig.pair.keepers["b"]

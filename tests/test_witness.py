@@ -134,6 +134,19 @@ def test_a_claim_is_final_once_it_was_taken(script: str, said: str) -> None:
     assert " ".join(answers) == said
 
 
+def test_a_term_that_nobody_can_have_led_is_not_believed() -> None:
+    """Or one word would carry the terms out of what native code can hold."""
+    w = Witness()
+    for q in PROTECTED:
+        w.ask(q)
+    for verb in ("gone", "register"):
+        w.ask(Question(verb, "b", 1 << 62, life="9"))
+        w.ask(Question(verb, "b", 3, life="9"))
+    assert w.ask(Question("register", "a", 2, life="8")) == Answer("register", "lead", 3, "a")
+    fresh = Witness()
+    assert fresh.ask(Question("register", "a", 1 << 62, life="1")).term == 1 and Witness().ask(Question("register", "a", 40, life="1")).term == 41
+
+
 def test_a_word_that_is_none_of_its_own_is_denied() -> None:
     w = Witness()
     for verb in ("", "unknown", "crown", "ask", "_init__", "_class__"):

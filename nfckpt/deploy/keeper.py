@@ -174,12 +174,7 @@ class Keeper:
             p.wait()
         if self._thread.is_alive():
             self._thread.join(1)
-        if self._spare is not None:
-            ours, spare = self._spare
-            ours.close()
-            spare.kill()
-            spare.wait()
-            self._spare = None
+        self._drop_spare()
 
     # ── the keeper's thread ──────────────────────────────────────────────────────────────────────
 
@@ -191,11 +186,14 @@ class Keeper:
             self.last_exit = (code, self._reason or EXIT.get(code, f"signal {-code}" if code < 0 else "crashed"))
             self._event("exited", {"code": code, "why": self.last_exit[1]})
             self._questions.put((Question("gone", self.spec.node, self._led), None))
+            if not self._wanted.is_set():       # what it imported may be another version's by then
+                self._drop_spare()
             if self._stopping.is_set() or (code in NO_RESTART and not self._rested):
                 break
             good = self._was_whole or time.monotonic() - began > RESTART_S_MAX
             pause = RESTART_S_MIN if good else min(pause * 2, RESTART_S_MAX)
             self._stopping.wait(pause)
+        self._drop_spare()
         self._questions.put(None)
 
     def _carry(self) -> None:
@@ -248,16 +246,36 @@ class Keeper:
         self.starts += 1
         return ours, process
 
+    def _make_spare(self) -> None:
+        """A machine without room for it does without: the next life then begins with its imports."""
+        try:
+            self._spare = self._exec()
+            lower(self._spare[1].pid)
+        except (OSError, RuntimeError) as e:
+            self._event("no_spare", {"error": f"{type(e).__name__}: {e}"})
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            ours, spare = self._spare
+            self._spare = None
+            ours.close()
+            spare.kill()
+            spare.wait()
+
     def _exec(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for s in (ours, theirs):
             s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
-                pass_fds=(theirs.fileno(), *self._pass_fds),
-                start_new_session=self.spec.orphan_ms > 0,      # Ray ends the process group of a worker that died
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "nfckpt.node", str(theirs.fileno())], stdin=subprocess.DEVNULL, stderr=self._stderr,
+                    pass_fds=(theirs.fileno(), *self._pass_fds),
+                    start_new_session=self.spec.orphan_ms > 0,      # Ray ends the process group of a worker that died
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()})
+            except BaseException:
+                ours.close()
+                raise
         return ours, process
 
     def _take(self, sock: socket.socket, message: wire.FromProcess) -> None:
@@ -278,13 +296,12 @@ class Keeper:
                 self._reason = str(message.fields["reason"])
                 if isinstance(self.process, Adopted):
                     self.process.said = int(message.fields["code"])
-            if message.name == "active":
+            if message.name == "active" or (message.name == "adopted" and message.fields.get("leads")):
                 self._led = int(message.fields["term"])
             if message.name in ("standby", "protected"):
                 self._was_whole = True
-                if self._spare is None and not self._stopping.is_set():
-                    self._spare = self._exec()
-                    lower(self._spare[1].pid)
+                if self._spare is None and self._wanted.is_set() and not self._stopping.is_set():
+                    self._make_spare()
             self._event(message.name, message.fields, message.at_ns)
 
     def _event(self, name: str, fields: dict[str, Any], at_ns: int = 0) -> None:

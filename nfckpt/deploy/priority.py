@@ -15,10 +15,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 
 __all__ = ["lower", "restore"]
 
 LOWEST = 19
+GROUP_TRIES, GROUP_PAUSE_S = 5, 0.05
 
 
 def lower(pid: int) -> None:
@@ -45,11 +47,24 @@ def restore(pid: int) -> None:
 
 
 def _set(pid: int, nice: int, group: int | None) -> None:
-    with contextlib.suppress(PermissionError, ProcessLookupError):
-        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{pid}/task"):          # a library may have started some: each has its own
+            os.setpriority(os.PRIO_PROCESS, int(thread), nice)
         if group is not None and os.getsid(pid) == pid:         # its session is its own
-            with contextlib.suppress(OSError), open(_path(pid), "w") as f:
-                f.write(str(group))
+            _set_group(pid, group)
+
+
+def _set_group(pid: int, nice: int) -> None:
+    """The kernel lets who has no CAP_SYS_ADMIN do so ten times a second, all of them together: then we wait."""
+    for _ in range(GROUP_TRIES):
+        try:
+            with open(_path(pid), "w") as f:
+                f.write(str(nice))
+            return
+        except BlockingIOError:
+            time.sleep(GROUP_PAUSE_S)
+        except OSError:
+            return
 
 
 def _path(pid: int | str) -> str:

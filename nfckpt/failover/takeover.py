@@ -127,4 +127,5 @@ class Takeover:
 
     def _fenced(self, now: int) -> None:
         self._fenced_ns, self._asked_ns, self.unheard = now, 0, True
+        self.standby.tap.discarding = False     # where inputs are shipped: what is flooded from now on, only we have
         self._next(now, Step.SETTLE)

@@ -35,6 +35,7 @@ __all__ = ["Answer", "Question", "Witness", "WitnessView"]
 
 
 VERBS = frozenset({"register", "protected", "solo", "reclaim", "suspect", "claim", "took", "gone", "view", "here"})
+TERM_MAX = 1 << 31
 TO_ALL = frozenset({"register", "here", "gone", "view"})        # answered by a restarted witness too
 
 
@@ -169,7 +170,8 @@ class Witness:
 
     def _gone(self, q: Question) -> str:
         """The node's keeper saw its process end."""
-        self.passed = max(self.passed, q.term)
+        if q.term <= (self.term + 1 if self.term else TERM_MAX):        # a node takes one term unheard at most
+            self.passed = max(self.passed, q.term)
         if q.node == self.standby:
             self.standby = ""
         if q.node == self.holder:

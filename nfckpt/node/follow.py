@@ -139,7 +139,6 @@ class Follower(Shell):
         if not core.may_claim:
             raise Stopped(11, f"{EXIT[11]} ({core.state.value}): {reason}")
         fault.hit("loss_noticed")
-        core.tap.discarding = False         # what is flooded from now on, the active had no time for
         self.uncommitted = core.tap.waiting_inputs
         now = time.monotonic_ns()
         lost_ns = core.path.heard_ns if silent else (self.watch.died_ns if proof and self.watch is not None else 0) or now

@@ -161,7 +161,8 @@ class Leader(Shell):
         for p, form in enumerate(self.config.nodes[self.peer].ports):
             arrivals = None if self.hosts else Arrivals.of(parse_port(form))
             came, stood = arrivals.count() if arrivals is not None else None, tap.stood_at(p)
-            out.append(None if came is None or stood is None else came - stood - ours[p] & 0xffffffff)
+            unread = -1 if came is None or stood is None else ((came - stood + (1 << 31)) & 0xffffffff) - (1 << 31) - ours[p]
+            out.append(unread if unread >= 0 else None)         # below 0: our announcement did not come there
             if arrivals is not None:
                 arrivals.close()
         return out
@@ -367,11 +368,11 @@ class Leader(Shell):
                            if isinstance(port, AfPacketPort) and (arrivals := Arrivals.of(parse_port(form))) is not None}
         for stand in self.stands.values():
             stand.look()
-        known = {p: number for p, stand in self.stands.items() if (number := stand.number) is not None}
-        if core.path.shipping and len(known) == len(self.stands):
+        if core.path.shipping and all(stand.done for stand in self.stands.values()):
             self._stood = core.session
-            for p, number in known.items():
-                core.path.shipment.stands_at(p, number & 0xffffffff)
+            for p, stand in self.stands.items():
+                if (number := stand.number) is not None:
+                    core.path.shipment.stands_at(p, number & 0xffffffff)
 
     def _listen(self, core: Active, now: int) -> None:
         """Let a follower in."""

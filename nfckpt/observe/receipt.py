@@ -75,7 +75,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     active_missed: int
     """Frames the old active's ring dropped; nobody answers for them."""
     stranded: int = 0
-    """input = "ship": frames that came to the dead active's device and that it never read."""
+    """input = "ship": frames that came to the dead active's device and that it never handed to its app: unread, dropped by its full ring,
+    or longer than a slot."""
     tap_missed: int
     """Frames an epoch named that this tap never saw."""
     quarantined: int = 0

@@ -45,10 +45,13 @@ class Arrivals:
             return None
 
     def count(self) -> int | None:
-        """Frames since the device was made. None: it is gone."""
+        """Frames since the device was made. None: it is gone, or does not tell."""
         text = b""
-        while more := os.pread(self._fd, 1 << 16, len(text)):
-            text += more
+        try:
+            while more := os.pread(self._fd, 1 << 16, len(text)):
+                text += more
+        except OSError:
+            return None
         for line in text.decode().splitlines():
             name, _, numbers = line.partition(":")
             if name.strip() == self.device:
@@ -67,23 +70,26 @@ class Stand:
 
     def __init__(self, port: AfPacketPort, arrivals: Arrivals) -> None:
         self.port, self.arrivals = port, arrivals
-        self._before = 0                        # frames that came before those which the port ever handed out
+        self.done = False
+        self._before: int | None = None         # frames that came before those which the port ever handed out
         self._looks = 0
 
     def look(self) -> None:
         """20 µs; nothing after LOOKS of them."""
-        if self._looks == LOOKS:
+        if self.done:
             return
         waiting = self.port.waiting()           # before the count: what comes in between must not make it less
         count = self.arrivals.count()
         if count is not None:
             before = count - waiting - self.port.rx_frames
-            self._before = min(self._before, before) if self._looks else before
-            self._looks += 1
-            if self._looks == LOOKS:
-                self.arrivals.close()
+            self._before = before if self._before is None else min(self._before, before)
+        self._looks += 1
+        if self._looks == LOOKS or count is None:
+            self.done = True
+            self.arrivals.close()
 
     @property
     def number(self) -> int | None:
-        """How many frames of the count are read, or given up. None: look again."""
-        return self._before + self.port.rx_frames if self._looks == LOOKS else None
+        """How many frames of the count are read, or given up, once `done`; what the ring drops from now on is neither. None: the device
+        does not tell."""
+        return None if self._before is None else self._before + self.port.rx_frames

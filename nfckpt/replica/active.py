@@ -444,5 +444,5 @@ class Active:
         self._move("handed_over")
         self.handed = True
         self.path.end()                 # what a timer makes from here on is nobody's epoch
-        released = 0 if self.cut else agent.gate.released_through
-        return [Send(kinds.CONTROL, encode_control(Handover(self.session, self.term, released)))]
+        self.giving_up = ""
+        return [Send(kinds.CONTROL, encode_control(Handover(self.session, self.term, agent.gate.released_through)))]

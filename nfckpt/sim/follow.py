@@ -213,7 +213,6 @@ class SimFollower(SimShell):
         w.trace(self, f"lost the active: {reason}, proof {proof}, {core.state.value}")
         if not core.may_claim:
             raise Stopped(11, f"lost the active while {core.state.value}: {reason}")
-        core.tap.discarding = False
         self.takeover = Takeover(core, self.bounds, node=self.node, now=self.now, lost_ns=now, reason=reason, proof=proof,
                                  kills=not w.hosts, leases=w.hosts, handover=core.handover, parted=parted)
 

@@ -162,7 +162,7 @@ cdef class StandbyPath:
         self._decoder.follow(r.h)
         self.epoch = r.h.epoch
         self.next_seq = r.h.first_seq + r.h.n_outputs
-        self.released_through = max(self.released_through, r.h.released_through)
+        self.released_through = max(self.released_through, min(r.h.released_through, self.next_seq))
         if self.has_tap and self.tap.fed:
             self.tap.forget(self.released_through)
         self.now_ns = r.h.now_ns
