@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ["", "demo", "run", "status", "failover", "receipts", "events", "config", "config check", "config example", "key", "doctor",
             "testbed", "testbed up", "testbed down", "testbed clean", "testbed run", "version"]
 RECEIPT_KEYS = {"term", "node", "reason", "proof", "exact", "committed_epoch", "uncommitted", "replayed", "reemitted", "suppressed",
-                "doubled", "active_missed", "tap_missed", "quarantined", "steps_us", "lost", "blank", "ports", "digests", "time"}
+                "doubled", "active_missed", "stranded", "tap_missed", "quarantined", "steps_us", "lost", "blank", "ports", "digests", "time"}
 
 
 def command(*args: str) -> list[str]:
@@ -168,7 +168,7 @@ def test_config_check(tmp_path: Path, environment: dict[str, str]) -> None:
         assert json.loads(nfckpt("config", "check", "--json", str(bad), env=environment).stdout)["ok"] is False
         return done.stderr
 
-    assert refused("cpu = 1", "cpu = []").startswith(f"error: {tmp_path}/bad.toml:23: cpu = []: ")
+    assert refused("cpu = 1", "cpu = []").startswith(f"error: {tmp_path}/bad.toml:24: cpu = []: ")
     assert "app = 'no.such.module:Nat'" in refused("nfckpt.apps.nat:Nat", "no.such.module:Nat")
     assert "[app] of nfckpt.apps.nat:Nat" in refused("inside_ip =", "insight_ip =")
     assert "'afpackets:lan@nf-b' is no port" in refused('"afpacket:lan@nf-b"', '"afpackets:lan@nf-b"')
