@@ -72,7 +72,7 @@ class Referee:
         if v.former:
             names, term = (v.former, v.holder), v.term - 1
         lead, other = w.lives.get(names[0]), w.lives.get(names[1])
-        if other is not None and other.takeover is not None and other.takeover.step is not Step.CLAIM:
+        if other is not None and (other.promoted or (other.takeover is not None and other.takeover.step is not Step.CLAIM)):
             return False
         return (lead is not None and other is not None and lead.alive and other.alive and isinstance(lead.core, Active)
                 and lead.core.state in (ActiveState.ACTIVE, ActiveState.HANDED) and lead.core.term == term and not lead.core.giving_up and lead.keeps_until <= w.now and not lead.core.engine.aborts_in_row
