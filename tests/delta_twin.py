@@ -10,7 +10,7 @@ import zstandard
 from tests.digest_twin import nf_hash
 
 M64 = 2**64 - 1
-HEADER = struct.Struct("<4sHH 3Q 4Q 6I 2Q Q")
+HEADER = struct.Struct("<4sHH 3Q 4Q 6I 2Q Q 16H")
 
 
 class Before(NamedTuple):
@@ -64,10 +64,10 @@ def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 8)
 
 
-def read_delta(data: bytes, secret: bytes, arena: bytes, inputs: dict[int, bytes], before: Before) -> Read:
+def read_delta(data: bytes, secret: bytes, arena: bytes, inputs: dict[int, bytes], before: Before, n_ports: int = 2) -> Read:
     """`arena`: before this epoch; `inputs`: key -> frame. Raises AssertionError, KeyError (an input that is not there)."""
     r = Reader(data)
-    assert r.part(4) == b"NFD1"
+    assert r.part(4) == b"NFD2"
     check, window_hash = struct.unpack("<QQ", r.part(16))
     total, flags = r.number(), r.number()
     session, term, epoch = before.session ^ r.number(), before.term ^ r.number(), r.number()
@@ -76,6 +76,7 @@ def read_delta(data: bytes, secret: bytes, arena: bytes, inputs: dict[int, bytes
     first_seq = before.first_seq + before.n_outputs + r.signed() & M64
     echo_ns = before.echo_ns + r.signed() & M64
     ports_empty, window_off, n_names, n_outputs, n_lines, n_pages = (r.number() for _ in range(6))
+    ages = [r.number() for _ in range(n_ports)] if n_names else []
     frames_at = r.at
     names = r.part(8 * n_names)
     keys = struct.unpack(f"<{n_names}Q", names)
@@ -146,8 +147,8 @@ def read_delta(data: bytes, secret: bytes, arena: bytes, inputs: dict[int, bytes
         pages = r.part(4096 * n_pages) if how == 0 else zstandard.ZstdDecompressor().decompress(r.part(r.number()))
         assert len(pages) == 4096 * n_pages
     assert r.at == len(data)
-    head = HEADER.pack(b"NFE1", 1, flags, session, term, epoch, now_ns, released_through, first_seq, echo_ns, n_names, n_outputs,
-                       len(outputs), n_lines, n_pages, ports_empty, window_off, window_hash, total)
+    head = HEADER.pack(b"NFE1", 2, flags, session, term, epoch, now_ns, released_through, first_seq, echo_ns, n_names, n_outputs,
+                       len(outputs), n_lines, n_pages, ports_empty, window_off, window_hash, total, *ages, *[0] * (16 - len(ages)))
     record = (head + names + padded(ports) + outputs + padded(struct.pack(f"<{n_lines}I", *numbers)) + lines
               + padded(struct.pack(f"<{n_pages}I", *page_numbers)) + pages)
     assert len(record) == total and nf_hash(struct.unpack("<4Q", secret), epoch, record) == check

@@ -336,6 +336,29 @@ def test_rule_9_a_name_that_may_be_of_before_the_tap_is_waited_for() -> None:
     assert rig.tap.offer(frame(1), 0, rig.now)              # the same bytes once more: nobody answered for these
 
 
+def test_rule_1_what_the_tap_missed_puts_no_later_frame_in_its_place() -> None:
+    """Long after it came, the active reads a frame that the tap missed; the next one like it is here by then, and its record was slow. Each
+    name of such a frame took the next one, and what came between was dropped as never read."""
+    rig = Follower()
+    rig.standby()
+    rig.active.ports[0].arrive(frame(1), rig.now)
+    rig.wait(30)
+    for ports in (rig.ports, rig.active.ports):
+        ports[0].arrive(frame(2), rig.now)
+    rig.wait(10)
+    for ports in (rig.ports, rig.active.ports):
+        ports[0].arrive(frame(1), rig.now)
+    for transit_ms, held in (30, 2), (0, 0):                # the second record names the two that are here
+        rig.active.rx(most=1 if transit_ms else 8)
+        rig.active.agent.drop(rig.active.burst)
+        record = rig.record()
+        rig.wait(transit_ms)
+        rig.hear(kinds.EPOCH, record)
+        assert rig.tap.waiting_inputs == held
+    rig.wait(25)
+    assert rig.tap.counters()["tap_missed"] == 1 and rig.tap.counters()["active_missed"] == 0
+
+
 # ── the active's states ──────────────────────────────────────────────────────────────────────────
 
 

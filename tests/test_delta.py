@@ -66,7 +66,7 @@ class Pair:
 
     def cross(self, raw: bytearray, coded: bytes, inputs: list[tuple[int, bytes]]) -> None:
         """One record to the standby, by both readers."""
-        if coded[:4] == b"NFD1":
+        if coded[:4] == b"NFD2":
             for (_, key), data in zip(decode(bytes(raw)).names, inputs, strict=True):
                 self.inputs[key] = data
             read = read_delta(coded, SECRET, bytes_of(self.standby.arena), self.inputs, self.before)
@@ -132,14 +132,14 @@ def test_a_line_written_with_what_it_held_keeps_both_sides_in_step() -> None:
     arena.write_bytes(73 * 64, stamp)
     arena.write_bytes(74 * 64 + 8, stamp[::-1] + stamp)
     raw, coded = pair.encode()
-    assert coded[:4] == b"NFD1"
+    assert coded[:4] == b"NFD2"
     pair.cross(raw, coded, [])
     assert bytes_of(arena) == bytes_of(pair.standby.arena)
 
 
 GOLDEN = (
-    "4e464431" "b855e722cf84c8ef" "b6921acd3a40cd5d"         # magic, check, window_hash
-    "e002" "00"                                             # 352 bytes, flags
+    "4e464432" "35828c98a63c5bc2" "b6921acd3a40cd5d"         # magic, check, window_hash
+    "8003" "00"                                             # 384 bytes, flags
     "88ef99abc5e88c9111" "07" "01" "d40f" "00" "00" "02"    # session, term, epoch, now_ns, released_through, first_seq, echo_ns
     "01" "8062" "00" "01" "03" "00"                         # port 0 empty, window at 12544, no name, one output, three lines, no page
     "00" "01" "14" "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"        # whole, to port 1, 20 bytes
@@ -239,7 +239,7 @@ class Door:
         assert self.path.poll(2)
         message = bytes(self.path.staged or b"")
         self.path.shipped()
-        assert message[:4] == b"NFD1"
+        assert message[:4] == b"NFD2"
         return message
 
     def commit(self, message: bytes) -> bool:

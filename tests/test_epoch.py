@@ -27,10 +27,10 @@ from tests.test_wire_shm import ring_pair
 
 PAGES = 12
 SESSION, TERM = 0x1122334455667788, 7
-HEADER = struct.Struct("<4sHH 3Q 4Q 6I 2Q Q")
+HEADER = struct.Struct("<4sHH 3Q 4Q 6I 2Q Q 32s")
 FIELDS = [
     "magic", "version", "flags", "session", "term", "epoch", "now_ns", "released_through", "first_seq", "echo_ns", "n_names",
-    "n_outputs", "output_bytes", "n_lines", "n_pages", "ports_empty", "window_off", "window_hash", "total_bytes",
+    "n_outputs", "output_bytes", "n_lines", "n_pages", "ports_empty", "window_off", "window_hash", "total_bytes", "ages",
 ]
 ACK = struct.Struct("<4Q2I")
 
@@ -48,7 +48,7 @@ class Decoded(NamedTuple):
 def decode(record: bytes) -> Decoded:
     """Raises AssertionError or struct.error for a record that does not add up."""
     head = dict(zip(FIELDS, HEADER.unpack_from(record), strict=True))
-    assert head["magic"] == b"NFE1" and head["version"] == 1 and head["total_bytes"] == len(record)
+    assert head["magic"] == b"NFE1" and head["version"] == 2 and head["total_bytes"] == len(record)
     at = HEADER.size
 
     def part(n: int) -> bytes:
@@ -103,7 +103,7 @@ class Rig:
     def build(self, sync: PageSync | None = None, ports_empty: int = 0, pages: bool = True) -> bytearray:
         self.epoch += 1
         return bytearray(self.writer.build(self.arena, self.gate, self.agent.names, SESSION, TERM, self.epoch - 1, 1000 + self.epoch,
-                                           1, ports_empty, sync, pages))
+                                           1, ports_empty, sync, pages, (5, 300)))
 
     def sync(self, pages: int) -> PageSync | None:
         """One that begins, in groups of `pages`; None for 0."""
@@ -136,6 +136,7 @@ def test_a_record_says_what_was_done() -> None:
     record = rig.build(ports_empty=2)
     said = decode(record)
     assert said.outputs == [(1, frame(3, 61)), (0, frame(4, 1514))]
+    assert said.head["ages"] == struct.pack("<16H", 5, 300, *[0] * 14)
     assert [port for port, _ in said.names] in ([0, 0, 1], [1, 0, 0])
     keys = [key for port, key in said.names if port == 0]
     assert keys[0] == keys[1] and len({key for _, key in said.names}) == 2
@@ -147,14 +148,16 @@ def test_a_record_says_what_was_done() -> None:
     assert (got.session, got.term, got.epoch, got.ports_empty, got.first_seq, got.next_seq) == (SESSION, TERM, 2, 2, 0, 2)
     empty = decode(rig.build())             # a capture drains
     assert (empty.names, empty.outputs, empty.lines, empty.head["first_seq"]) == ([], [], [], 2)
+    assert empty.head["ages"] == bytes(32)  # of nothing
     assert rig.gate.held_frames == 2 and rig.gate.uncaptured == 0
 
 
 GOLDEN = (
-    "4e46453101000000887766554433221107000000000000009900000000000000"
+    "4e46453102000000887766554433221107000000000000009900000000000000"
     "08070605040302010b0a0000000000000b0a0000000000001817161514131211"
     "0000000000000000000000000000000000000000030000000009000000000000"
-    "ef30aef2e4a271567000000000000000"
+    "ef30aef2e4a271569000000000000000"
+    "0000000000000000000000000000000000000000000000000000000000000000"
 )
 
 
@@ -164,11 +167,11 @@ def test_golden_header() -> None:
     rig.gate.start_at(0x0a0b)
     rig.arena.forget_writes()
     record = rig.writer.build(rig.arena, rig.gate, rig.agent.names, SESSION, TERM, 0x99, 0x0102030405060708, 0x1112131415161718, 3)
-    assert bytes(record[:112]).hex() == GOLDEN
+    assert bytes(record[:144]).hex() == GOLDEN
     head = decode(bytes(record)).head
     assert [head[k] for k in FIELDS if k != "window_hash"] == [
-        b"NFE1", 1, 0, SESSION, TERM, 0x99, 0x0102030405060708, 0x0a0b, 0x0a0b, 0x1112131415161718, 0, 0, 0, 0, 0, 3,
-        0x99 * 2654435761 % (PAGES * 16) * 256, 112]
+        b"NFE1", 2, 0, SESSION, TERM, 0x99, 0x0102030405060708, 0x0a0b, 0x0a0b, 0x1112131415161718, 0, 0, 0, 0, 0, 3,
+        0x99 * 2654435761 % (PAGES * 16) * 256, 144, bytes(32)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -327,18 +330,18 @@ def mutant(rng: random.Random, record: bytes) -> bytes:
         elif how == 1:
             struct.pack_into("<I", out, 64 + 4 * rng.randrange(6), rng.choice(NASTY) & 0xffffffff)
         elif how == 2:
-            struct.pack_into("<Q", out, 8 * rng.randrange(14), rng.choice(NASTY))
+            struct.pack_into("<Q", out, 8 * rng.randrange(18), rng.choice(NASTY) & 2**64 - 1)
         elif how == 3:
             at = rng.randrange(len(out) - 3)        # near the numbers as often as in the bytes
-            at = at if rng.random() < 0.3 else min(112 + at % 200, len(out) - 4)
+            at = at if rng.random() < 0.3 else min(HEADER.size + at % 200, len(out) - 4)
             struct.pack_into("<I", out, at, rng.choice(NASTY) & 0xffffffff)
         elif how == 4:
-            del out[max(rng.choice((rng.randrange(len(out)), len(out) - 8, len(out) - 1, 111, 112)), 111):]
+            del out[max(rng.choice((rng.randrange(len(out)), len(out) - 8, len(out) - 1, HEADER.size - 1, HEADER.size)), HEADER.size - 1):]
         else:
             out += rng.randbytes(rng.choice((1, 8, 64, 68, 72)))
-        if len(out) < 112:
+        if len(out) < HEADER.size:
             break
-    if len(out) >= 112 and rng.random() < 0.6:      # past the first door
+    if len(out) >= HEADER.size and rng.random() < 0.6:      # past the first door
         struct.pack_into("<Q", out, 104, len(out))
     return bytes(out)
 

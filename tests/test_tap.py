@@ -293,6 +293,48 @@ def test_rule_9_what_came_before_the_opening_is_over_when_it_is_whole() -> None:
     assert replayed(tap) == [C] and tap.counters()["active_missed"] == 0
 
 
+@pytest.mark.parametrize("seen", ["before its name", "far before its name", "after its name"])
+def test_rule_1_a_name_is_of_no_frame_that_came_long_after_it(seen: str) -> None:
+    """Identical frames, three skews apart; the tap missed the first. Its name is not of the second, so the input between them is still owed."""
+    tap, _ = rig()
+    tap.whole()
+    t = 10 * SKEW
+    between = [frame(n) for n in range(10, 110 if seen.startswith("far") else 11)]
+    if seen.endswith("before its name"):
+        for one in between:
+            tap.offer(one, 0, t + SKEW)
+        tap.offer(A, 0, t + 3 * SKEW)
+        tap.name_frame(A, 0, t + 3 * SKEW, age=3 * SKEW)
+    else:
+        tap.name_frame(A, 0, t)
+        tap.offer(between[0], 0, t + SKEW)
+        tap.offer(A, 0, t + 3 * SKEW)
+        assert tap.counters()["tap_missed"] == 1            # it will not come any more
+    tap.age(0)
+    assert replayed(tap) == [*between, A]
+
+
+def test_rule_1_a_name_may_be_of_a_frame_that_came_a_skew_later_here() -> None:
+    tap, _ = rig()
+    tap.offer(A, 0, 11 * SKEW)
+    tap.name_frame(A, 0, 12 * SKEW, age=2 * SKEW)
+    assert tap.counters()["matched"] == 1
+    tap.name_frame(B, 0, 10 * SKEW)
+    tap.offer(B, 0, 11 * SKEW)
+    assert tap.counters()["credited"] == 1
+
+
+def test_rule_5_a_name_is_of_the_next_of_its_kind() -> None:
+    """The active's ring dropped the first of two identical frames, and in one go the second is named: it is not replayed."""
+    tap, _ = rig()
+    tap.offer(A, 0, 1 * MS)
+    tap.offer(B, 0, 2 * MS + 2 * SKEW)
+    tap.offer(A, 0, 3 * MS + 2 * SKEW)
+    tap.name_frame(B, 0, 4 * MS + 2 * SKEW)
+    tap.name_frame(A, 0, 4 * MS + 2 * SKEW)
+    assert tap.waiting_inputs == 0 and tap.counters()["active_missed"] == 1
+
+
 def test_rule_5_nothing_is_replayed_after_what_came_long_after_it() -> None:
     """The active's ring dropped A; its turn had not come, behind a frame of another port that is not settled."""
     tap, _ = rig()
@@ -430,8 +472,11 @@ class Fifo:
         self.all.append({**entry, "live": True})
         return True
 
+    def first(self, key: object) -> dict[str, Any] | None:
+        return next((e for e in self.all if e["live"] and e["key"] == key), None)
+
     def take(self, key: object) -> dict[str, Any] | None:
-        e = next((e for e in self.all if e["live"] and e["key"] == key), None)
+        e = self.first(key)
         if e is not None:
             self.remove(e)
         return e
@@ -462,6 +507,8 @@ class Twin:
             for got, ts in queue:
                 self.c["seen"] += 1
                 key = self.key(port, got)
+                while (e := self.credits.first(key)) and ts > e["by"]:
+                    self.miss(e)
                 if self.credits.take(key):
                     self.c["credited"] += 1
                     self.named[port] = max(self.named[port], ts)
@@ -473,12 +520,20 @@ class Twin:
             queue.clear()
         self.read = now
 
-    def name(self, got: bytes, port: int, now: int) -> None:
-        if e := self.inputs.take(self.key(port, got)):
-            self.c["matched"] += 1
-            self.named[port] = max(self.named[port], e["ts"])
-        else:
-            self.credits.push(key=self.key(port, got), ts=now)
+    def name(self, got: bytes, port: int, now: int, by: int) -> None:
+        key = self.key(port, got)
+        while (e := self.inputs.first(key)) and e["ts"] <= by:
+            self.inputs.remove(e)
+            if e["ts"] + SKEW >= self.named[port]:
+                self.c["matched"] += 1
+                self.named[port] = max(self.named[port], e["ts"])
+                return
+            self.c["active_missed"] += 1
+        self.credits.push(key=key, ts=now, by=by)
+
+    def miss(self, e: dict[str, Any]) -> None:
+        self.credits.remove(e)
+        self.c["tap_missed"] += bool(self.exact and e["ts"] > self.exact)
 
     def whole(self, since: int) -> None:
         for e in self.inputs.live():
@@ -495,8 +550,7 @@ class Twin:
             self.c["active_missed"] += 1
         for e in self.credits.live():
             if e["ts"] + SKEW < self.read:
-                self.credits.remove(e)
-                self.c["tap_missed"] += bool(self.exact and e["ts"] > self.exact)
+                self.miss(e)
         self.new = max(self.new, released)
         if self.read > self.at + SKEW:
             for e in self.expected.live():
@@ -546,8 +600,8 @@ def differ(ops: list[tuple[str, int, int, int]], room: int = 64) -> dict[str, in
             twin.poll(now)
         elif what == "name" and tap.room_for(1, 0, 0):
             assert len(twin.credits.all) < room
-            tap.name_frame(got, port, now)
-            twin.name(got, port, now)
+            tap.name_frame(got, port, now, amount * SKEW)
+            twin.name(got, port, now, now - amount * SKEW + SKEW)
         elif what == "expect":
             assert tap.expect_frame(seq, port, got, now) == twin.expected.push(
                 key=twin.key(port, got), seq=seq, port=port, data=got, again=False)

@@ -242,7 +242,7 @@ class Rig:
         record = EpochRecord(memory, standby, 1)
         record.swap(standby)
         assert record.agrees(standby, SECRET)
-        numbers = np.frombuffer(memory, np.uint32, record.n_lines, 112)
+        numbers = np.frombuffer(memory, np.uint32, record.n_lines, 144)
         return sorted(numbers.tolist())
 
 

@@ -7,9 +7,9 @@ Picture     active                                                       standby
 
     0        4       12            20
     +--------+-------+-------------+------------------------------------------------------------------------+
-    | "NFD1" | check | window_hash | 15 numbers: bytes of the record, flags, session*, term*, epoch, now_ns+, |
+    | "NFD2" | check | window_hash | 15 numbers: bytes of the record, flags, session*, term*, epoch, now_ns+, |
     | u32    | u64   | u64         | released_through+, first_seq+, echo_ns+, ports_empty, window_off,        |
-    +--------+-------+-------------+ n_names, n_outputs, n_lines, n_pages ------------------------------------+
+    +--------+-------+-------------+ n_names, n_outputs, n_lines, n_pages; if there are names, ages of ports -+
     names    n_names × key u64 · { port u8, how many in a row: number } until there are n_names
     outputs  n_outputs × { head u8 · port u8 if not SAME_PORT · length: number if not SAME_LENGTH · FROM_INPUT: input:
              number if not NEXT, patch; else its bytes }

@@ -27,7 +27,7 @@ __all__ = [
     "decode_ack", "decode_control", "decode_outputs", "encode_ack", "encode_control",
 ]
 
-PROTOCOL = 4
+PROTOCOL = 5
 TAP_GAP, PORT_DOWN = 1, 2       # flags: the tap is inexact for now; a port of the standby has no carrier
 
 _ACK = struct.Struct("<QQQQII")

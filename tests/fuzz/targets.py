@@ -72,8 +72,8 @@ def epoch(data: bytes) -> None:
     """A record: PeerError, or it can be registered, applied and undone, and the arena is what it was. Tried as it is, and with magic,
     version and length put right, or most would stop there."""
     mended = bytearray(data)
-    if len(mended) >= 112:
-        mended[0:6] = b"NFE1\x01\x00"
+    if len(mended) >= 144:
+        mended[0:6] = b"NFE1\x02\x00"
         mended[104:112] = len(mended).to_bytes(8, "little")
     for memory in (bytearray(data), mended):
         try:

@@ -204,6 +204,7 @@ cdef class ActivePath:
         want.now_ns = <uint64_t>(<int64_t>now + self.clock_offset_ns)
         want.echo_ns = self.echo_ns
         want.ports_empty = self.agent.ports_empty
+        self.agent.ages(now, want.ages)
         n = self.writer.measure(self.agent.arena, self.agent.gate, self.agent.names, want.epoch, self.sync, self.pages_ride)
         # straight into the ring where it allows and nothing waits before it
         in_place = self.channel.reserve(n) if self.has_channel and not self.encodes and self.staging.count == 0 else NULL

@@ -1,13 +1,13 @@
 """Interface agent: the app's only way to the wire, and the place where every poll can be a checkpoint."""
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from nfckpt.native.arena cimport Arena
 from nfckpt.native.burst cimport Burst
 from nfckpt.native.epoch cimport Names
 from nfckpt.native.gate cimport Gate
 from nfckpt.native.kept_inputs cimport KeptInputs
 from nfckpt.native.parking cimport Parking
-from nfckpt.native.port_set cimport PortSet
+from nfckpt.native.port_set cimport MAX_PORTS, PortSet
 from nfckpt.native.shipment cimport Shipment
 from nfckpt.native.tap cimport Tap
 
@@ -55,6 +55,8 @@ cdef class Agent:
     cdef AgentCounters c
     cdef uint64_t secret[4]
     cdef int _turn
+    cdef uint64_t _youngest[MAX_PORTS]  # when the frame that was read last came, per port
+    cdef void ages(self, uint64_t now, uint16_t* out) noexcept nogil
     cdef bint has_room(self, Burst burst, int max_frames) noexcept nogil
     cdef int receive(self, Burst b, int max_frames, uint64_t now) noexcept nogil
     cdef int read(self, Burst b, int max_frames, uint64_t now) noexcept nogil

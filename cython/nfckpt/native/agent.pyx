@@ -17,6 +17,7 @@ from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX, DONE, DROP, FRAME_MAX, OWNED, SEND
 from nfckpt.native.digest cimport nf_frame_key
+from nfckpt.native.epoch cimport AGE_BITS
 from nfckpt.native.fault cimport BURST_HELD, FRAMES_DECIDED, FRAMES_READ, HALF_HELD, HALF_REPLAYED, fault
 from nfckpt.native.headers cimport parse
 from nfckpt.native.port_set cimport raise_gone
@@ -113,6 +114,8 @@ cdef class Agent:
                 return -1
             if self._tap.take(b, max_frames):
                 fault(HALF_REPLAYED)
+            for i in range(b.n):
+                self._youngest[b.port[i]] = b.ts[i]
         else:
             self._turn = (self._turn + 1) % n_ports
             for k in range(n_ports):
@@ -123,6 +126,8 @@ cdef class Agent:
                 n = self._ports.rx(i, b, want)
                 if n < 0:
                     return -1
+                if n:
+                    self._youngest[i] = b.ts[b.n - 1]
                 if n < want and b.has_room() and not b.hidden >> i & 1:
                     self.ports_empty |= <uint32_t>1 << i
         if self.recording:
@@ -139,6 +144,14 @@ cdef class Agent:
         if self.n_poisons:
             self.sift(b, now)
         return b.n
+
+    cdef void ages(self, uint64_t now, uint16_t* out) noexcept nogil:
+        """Of each port, how long ago the frame came that was read last: none that was read is younger. In units of 2**16 ns, rounded down; 0
+        where none was read since the last call."""
+        cdef int i
+        for i in range(MAX_PORTS):
+            out[i] = <uint16_t>min((now - min(now, self._youngest[i])) >> AGE_BITS, <uint64_t>0xffff) if self._youngest[i] else 0
+            self._youngest[i] = 0
 
     # ── poison: frames that the app does not survive ─────────────────────────────────────────────
 

@@ -15,7 +15,7 @@ cdef extern from *:
     void put64 "nf_put64"(uint8_t* p, uint64_t v) noexcept nogil
 
 cdef enum:
-    DELTA_MAGIC = 0x3144464e    # "NFD1"
+    DELTA_MAGIC = 0x3244464e    # "NFD2"
     FROM_INPUT = 1              # head of an output
     SAME_PORT = 2
     SAME_LENGTH = 4

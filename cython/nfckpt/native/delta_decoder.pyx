@@ -4,7 +4,7 @@ import zstandard
 
 from nfckpt.errors import PeerError, StateError
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport UINT64_MAX, uint16_t, uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memset
 from nfckpt.native.arena cimport LINE, PAGE
@@ -54,7 +54,7 @@ cdef str delta_fault(int code):
 
 
 cdef bint is_delta(const uint8_t* data, uint64_t n) noexcept nogil:
-    return n >= 4 and memcmp(data, b"NFD1", 4) == 0
+    return n >= 4 and memcmp(data, b"NFD2", 4) == 0
 
 
 cdef class DeltaDecoder:
@@ -129,6 +129,8 @@ cdef class DeltaDecoder:
         outputs = get(&c)
         lines = get(&c)
         pages = get(&c)
+        for i in range(n_ports if names else 0):
+            h.ages[i] = <uint16_t>get(&c)
         if c.cut:
             return CUT
         if h.epoch != b.epoch + 1:
@@ -227,7 +229,7 @@ cdef class DeltaDecoder:
             if base >= h.n_names:
                 return OUTPUT
             next_base = base + 1
-            i = tap.locate(keys[base], (<const uint8_t*>(keys + h.n_names))[base]) if tap is not None else <uint32_t>NO_ENTRY
+            i = tap.locate(keys[base], (<const uint8_t*>(keys + h.n_names))[base], UINT64_MAX) if tap is not None else <uint32_t>NO_ENTRY
             if i != NO_ENTRY:
                 e = &tap.inputs.entries[i]
                 n = min(length, <uint64_t>e.length)

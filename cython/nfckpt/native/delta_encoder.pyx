@@ -14,6 +14,7 @@ from nfckpt.native.delta cimport (
 )
 from nfckpt.native.digest cimport nf_hash
 from nfckpt.native.epoch cimport OutputHead, record_parse
+from nfckpt.native.port_set cimport MAX_PORTS
 
 cdef extern from *:
     """
@@ -63,7 +64,7 @@ cdef extern from "Python.h":
     enum: PyBUF_READ
 
 cdef enum:                                  # most bytes that each takes here
-    HEAD_MAX = 20 + 15 * 10
+    HEAD_MAX = 20 + 15 * 10 + MAX_PORTS * 3
     OUTPUT_MAX = 1 + 1 + 3 + 5              # beside its own
     LINE_MAX = 5 + 1 + 8 + LINE
     ZSTD_LEVEL = -1                         # 1.1 ms per MiB of flow records, 0.1 per MiB that does not compress
@@ -113,6 +114,7 @@ cdef class DeltaEncoder:
         cdef uint8_t* p
         cdef uint8_t* frames
         cdef uint64_t need, size, names_and_outputs
+        cdef int i
         cdef void* grown
         CHECK(record_parse(&r, record, n, self.arena, n_ports) == 0)
         h = r.h
@@ -144,6 +146,8 @@ cdef class DeltaEncoder:
         p = put(p, h.n_outputs)
         p = put(p, h.n_lines)
         p = put(p, h.n_pages)
+        for i in range(n_ports if h.n_names else 0):
+            p = put(p, h.ages[i])
         frames = p
         p = self.put_frames(p, &r)
         size = p - frames

@@ -3,6 +3,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from nfckpt.native.arena cimport Arena
 from nfckpt.native.gate cimport Gate
+from nfckpt.native.port_set cimport MAX_PORTS
 from nfckpt.native.sync cimport PageSync
 from nfckpt.native.tap cimport Tap
 
@@ -18,8 +19,9 @@ cdef extern from *:
         uint32_t n_names, n_outputs, output_bytes, n_lines, n_pages, ports_empty;
         uint64_t window_off, window_hash;
         uint64_t total_bytes;
+        uint16_t ages[16];
     } nf_epoch_header;
-    _Static_assert(sizeof(nf_epoch_header) == 112, "epoch header is 112 bytes");
+    _Static_assert(sizeof(nf_epoch_header) == 144, "epoch header is 144 bytes");
     #endif
     """
     ctypedef struct Header "nf_epoch_header":
@@ -30,13 +32,15 @@ cdef extern from *:
         uint32_t n_names, n_outputs, output_bytes, n_lines, n_pages, ports_empty
         uint64_t window_off, window_hash
         uint64_t total_bytes
+        uint16_t ages[MAX_PORTS]
 
 cdef enum:
     EPOCH_MAGIC = 0x3145464e    # "NFE1"
-    EPOCH_VERSION = 1
-    HEADER_BYTES = 112
+    EPOCH_VERSION = 2
+    HEADER_BYTES = 144
     SYNC_LAST = 1               # flags: after this epoch the standby holds every page
     WINDOW = 256
+    AGE_BITS = 16               # an age is told in units of 2**16 ns
     ASK_LINES = 64              # lines asked for ahead of their swap
 
 cdef struct OutputHead:
@@ -73,7 +77,7 @@ cdef struct Record:
     uint8_t* pages
 
 cdef int record_parse(Record* r, uint8_t* base, uint64_t total, Arena arena, int n_ports) noexcept nogil
-cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil
+cdef bint record_register(Record* r, Tap tap, uint64_t now, uint64_t captured_by) noexcept nogil
 cdef void record_ask(Record* r, Arena arena) noexcept nogil
 cdef void record_apply(Record* r, Arena arena) noexcept nogil
 cdef void record_undo(Record* r, Arena arena) noexcept nogil

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from nfckpt.native.arena import Arena
 from nfckpt.native.gate import Gate
 from nfckpt.native.sync import PageSync
@@ -15,7 +17,7 @@ class Names:
 class EpochWriter:
     def __init__(self, secret: bytes) -> None: ...
     def build(self, arena: Arena, gate: Gate, names: Names, session: int, term: int, epoch: int, now_ns: int, echo_ns: int,
-              ports_empty: int, sync: PageSync | None = ..., pages: bool = ...) -> bytearray: ...
+              ports_empty: int, sync: PageSync | None = ..., pages: bool = ..., ages: Sequence[int] = ...) -> bytearray: ...
 
 class EpochRecord:
     applied: bool

@@ -3,13 +3,17 @@
 
     0        4    6     8         16      24      32       40                 48          56
     +--------+----+-----+---------+-------+-------+--------+------------------+-----------+---------+
-    | "NFE1" | v1 |flags| session | term  | epoch | now_ns | released_through | first_seq | echo_ns |
+    | "NFE1" | v2 |flags| session | term  | epoch | now_ns | released_through | first_seq | echo_ns |
     +--------+----+-----+---------+-------+-------+--------+------------------+-----------+---------+
     64        68          72              76        80        84            88           96            104
     +---------+-----------+---------------+---------+---------+-------------+------------+-------------+-------------+
     | n_names | n_outputs | output_bytes  | n_lines | n_pages | ports_empty | window_off | window_hash | total_bytes |
     +---------+-----------+---------------+---------+---------+-------------+------------+-------------+-------------+
     112
+    +-----------+
+    | 16 × u16: | of each port, how old the youngest frame is that the record names, in units of 2**16 ns, rounded down
+    +-----------+
+    144
     keys    n_names × u64   · ports  n_names × u8, padded to 8
     outputs n_outputs × { u16 port · u16 length · u32 zero · bytes padded to 8 }   (output_bytes together)
     lines   n_lines × u32 number, padded to 8 · n_lines × 64 bytes
@@ -91,14 +95,17 @@ cdef class EpochWriter:
 
     def build(self, Arena arena not None, Gate gate not None, Names names not None, uint64_t session, uint64_t term,
               uint64_t epoch, uint64_t now_ns, uint64_t echo_ns, uint32_t ports_empty, PageSync sync=None,
-              bint pages=True):
+              bint pages=True, ages=()):
         """Capture: drain marks, names and uncaptured outputs into one record, a bytearray. With `pages` the next group of `sync`
-        rides along; flag LAST is set when no page is left."""
+        rides along; flag LAST is set when no page is left. `ages`: of the youngest frame of each port, in units of 2**16 ns."""
         cdef Header want
         cdef PageSync none = PageSync(arena, 0) if sync is None else sync
         cdef Staging memory = Staging(record_bytes_max(arena, gate, names, none.group_max))
         want.session, want.term, want.epoch = session, term, epoch
         want.now_ns, want.echo_ns, want.ports_empty = now_ns, echo_ns, ports_empty
+        memset(want.ages, 0, sizeof(want.ages))
+        for i, age in enumerate(ages):
+            want.ages[<int>i] = age
         cdef uint8_t* buf = memory.room()
         cdef uint64_t n = self.measure(arena, gate, names, epoch, none, pages)
         self.capture(arena, gate, names, &want, none, buf)
@@ -125,7 +132,7 @@ cdef class EpochWriter:
 
     cdef void capture(self, Arena arena, Gate gate, Names names, Header* want, PageSync sync, uint8_t* buf) noexcept nogil:
         """`build` without the GIL, into `buf`, which has room for what `measure` has just said. `want` has session, term, epoch,
-        now_ns, echo_ns, ports_empty."""
+        now_ns, echo_ns, ports_empty, ages."""
         cdef uint64_t seq, p
         cdef uint32_t i
         cdef Held* held
@@ -141,6 +148,8 @@ cdef class EpochWriter:
         h.now_ns = want.now_ns
         h.echo_ns = want.echo_ns
         h.ports_empty = want.ports_empty
+        if names.n:
+            memcpy(h.ages, want.ages, sizeof(h.ages))
         h.released_through = gate.released_through
         h.first_seq = gate.captured
         h.n_names = names.n
@@ -257,9 +266,11 @@ cdef int record_parse(Record* r, uint8_t* base, uint64_t total, Arena arena, int
     return 0
 
 
-cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil:
-    """Names and expected outputs go into the tap, all or nothing: False when there is no room now (rule 3)."""
+cdef bint record_register(Record* r, Tap tap, uint64_t now, uint64_t captured_by) noexcept nogil:
+    """Names and expected outputs go into the tap, all or nothing: False when there is no room now (rule 3). `captured_by`: when the record
+    was captured, at the latest, by the clock of the tap."""
     cdef Header* h = r.h
+    cdef uint64_t by[MAX_PORTS]
     cdef uint32_t i
     cdef uint64_t q = 0
     cdef OutputHead* oh
@@ -270,8 +281,10 @@ cdef bint record_register(Record* r, Tap tap, uint64_t now) noexcept nogil:
         q += sizeof(OutputHead)
         CHECK(tap.expect(h.first_seq + i, <uint8_t>oh.port, r.outputs + q, oh.length, now))
         q += pad8(oh.length)
+    for i in range(MAX_PORTS):
+        by[i] = captured_by - (<uint64_t>h.ages[i] << AGE_BITS) + tap.skew_ns
     for i in range(h.n_names):
-        tap.name(r.keys[i], r.ports[i], now)
+        tap.name(r.keys[i], r.ports[i], now, by[r.ports[i]])
     if h.ports_empty:
         tap.mark_empty(h.ports_empty, h.echo_ns)
     return True
@@ -350,7 +363,7 @@ cdef class EpochRecord:
 
     def register(self, Tap tap not None, uint64_t now):
         """Names and expected outputs go into the tap, all or nothing: False when there is no room now (rule 3)."""
-        return bool(record_register(&self.r, tap, now))
+        return bool(record_register(&self.r, tap, now, now))
 
     def swap(self, Arena arena not None):
         """Apply: exchange this record's lines and pages with the arena's. The record becomes the undo log."""

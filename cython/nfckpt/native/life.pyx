@@ -255,12 +255,8 @@ cdef class LifeWatch:
     cdef uint64_t leaves(self, int port) noexcept nogil:
         return life_load64(<const uint64_t*>(<const uint8_t*>self.s.map + LEAVING) + port) if self.s.map != NULL else UINT64_MAX
 
-    @property
-    def left_through(self):
-        """Every output of the owner below this number has left (L5); 0 after close()."""
-        return int(self.left())
-
     cdef uint64_t left(self) noexcept nogil:
+        """Every output of the owner below this number has left (L5); 0 after close()."""
         return life_load64(<const uint64_t*>(<const uint8_t*>self.s.map + LEFT)) if self.s.map != NULL else 0
 
     @property

@@ -1,9 +1,10 @@
 """StandbyPath: tap, records, acks, applying, without the GIL."""
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from nfckpt.native.arena cimport Arena
 from nfckpt.native.channel cimport Channel
 from nfckpt.native.delta_decoder cimport DeltaDecoder
+from nfckpt.native.epoch cimport Header
 from nfckpt.native.life cimport LifeWatch
 from nfckpt.native.tap cimport Tap
 
@@ -43,6 +44,9 @@ cdef class StandbyPath:
     cdef uint64_t ack_head[ACKS]            # where in the channel the last acks end,
     cdef uint64_t ack_seq[ACKS]             # and which outputs each one let go
 
+    cdef int64_t _apart, _apart_before      # our clock less the pair's, at most: the least seen in this second, and in the one before
+    cdef uint64_t _apart_ns                 # when this second began
+    cdef uint64_t captured_by(self, const Header* h, uint64_t now) noexcept nogil
     cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
     cdef bint feed(self, const uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
     cdef void released(self, uint64_t through) noexcept nogil

@@ -10,7 +10,7 @@ are replica/standby.py's; everything that is no epoch is handed to it.
 """
 from nfckpt.errors import PeerError, StateError
 
-from libc.stdint cimport UINT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t
 from libc.string cimport memcpy
 from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, KIND_INPUTS, PORT_DOWN, TAP_GAP
 from nfckpt.native.channel cimport Channel, Message
@@ -31,6 +31,7 @@ from nfckpt.native.shipment cimport ShipmentHead
 cdef enum:
     BATCH = 16                  # records between two looks at the tap, and bursts of 256 a look reads of each port: what
     LOOK = 32                   # the records of full bursts answer for. Less, and under load the ports' rings overflow
+    SECOND = 1000000000
 
 cdef enum Why:
     TIME = 0
@@ -66,6 +67,7 @@ cdef class StandbyPath:
     def begin(self, uint64_t session, uint64_t term, uint64_t epoch):
         """The active let us in: its first record will be `epoch`."""
         self.session, self.term, self.epoch = session, term, epoch - 1
+        self._apart = self._apart_before = INT64_MAX
         self._decoder.begin(epoch)
 
     def attach(self, Channel channel):
@@ -155,16 +157,14 @@ cdef class StandbyPath:
         if self.fault:
             return -1
         record_ask(&r, self.arena)
-        if self.has_tap and not record_register(&r, self.tap, now):
+        if self.has_tap and not record_register(&r, self.tap, now, self.captured_by(r.h, now)):
             return 0
         fault(REGISTERED)
         self.heard_ns = now                 # not before: one that waits is offered again and again, and is no sign of life
         self._decoder.follow(r.h)
         self.epoch = r.h.epoch
         self.next_seq = r.h.first_seq + r.h.n_outputs
-        self.released_through = max(self.released_through, min(r.h.released_through, self.next_seq))
-        if self.has_tap and self.tap.fed:
-            self.tap.forget(self.released_through)
+        self.released(min(r.h.released_through, self.next_seq))
         self.now_ns = r.h.now_ns
         self.commit_ns = now
         self.window_off, self.window_hash = r.h.window_off, r.h.window_hash
@@ -189,6 +189,15 @@ cdef class StandbyPath:
             self.divergent_epoch = r.h.epoch
         return 1
 
+    cdef uint64_t captured_by(self, const Header* h, uint64_t now) noexcept nogil:
+        """When this record, which comes at `now`, was captured, at the latest and by our clock: no record of this second and the one before
+        took less than no time."""
+        cdef int64_t apart = <int64_t>(now - h.now_ns)
+        if now - self._apart_ns > SECOND:
+            self._apart_before, self._apart, self._apart_ns = self._apart, apart, now
+        self._apart = min(self._apart, apart)
+        return h.now_ns + <uint64_t>min(self._apart, self._apart_before)
+
     # ── inputs, where the active ships them ──────────────────────────────────────────────────────
 
     def inputs(self, const uint8_t[::1] payload not None, uint64_t now):
@@ -208,7 +217,7 @@ cdef class StandbyPath:
     cdef void released(self, uint64_t through) noexcept nogil:
         if through > self.released_through:
             self.released_through = through
-        if self.tap.fed:
+        if self.has_tap and self.tap.fed:
             self.tap.forget(self.released_through)
 
     def left(self, uint64_t through):
@@ -294,7 +303,7 @@ cdef class StandbyPath:
                     if m.kind == KIND_INPUTS and self.feed(m.data, m.n, now):
                         batch += 1
                         continue
-                    if m.kind != KIND_EPOCH or self.take(m.data, m.n, now) != 1:
+                    if m.kind != KIND_EPOCH or self.take(m.data, m.n, monotonic_ns()) != 1:     # not `now`: it was captured since
                         self.channel.put_back(&m)
                         why = MAIL
                         break

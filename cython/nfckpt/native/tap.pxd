@@ -48,10 +48,11 @@ cdef class Tap:
     cdef void forget(self, uint64_t through) noexcept nogil
     cdef int feed(self, const uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
     cdef void settle(self, uint64_t released_through) noexcept nogil
-    cdef uint32_t locate(self, uint64_t key, uint8_t port) noexcept nogil
+    cdef uint32_t locate(self, uint64_t key, uint8_t port, uint64_t by) noexcept nogil
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil
     cdef void mark_empty(self, uint32_t ports, uint64_t since) noexcept nogil
-    cdef bint _classify(self, uint64_t key, uint8_t port, uint64_t ts, const uint8_t* data, uint32_t n) noexcept nogil
-    cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil
+    cdef bint _classify(self, uint64_t key, uint8_t port, uint64_t ts, uint64_t stamp, const uint8_t* data, uint32_t n) noexcept nogil
+    cdef void name(self, uint64_t key, uint8_t port, uint64_t now, uint64_t by) noexcept nogil
     cdef bint expect(self, uint64_t seq, uint8_t port, const uint8_t* data, uint32_t n, uint64_t now) noexcept nogil
     cdef int take(self, Burst b, int max_frames) noexcept nogil
+    cdef void _miss(self, uint32_t i) noexcept nogil

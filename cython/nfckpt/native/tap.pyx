@@ -9,11 +9,14 @@ Picture     frame on a port ──┬─ a credit's?           the active alread
                    │          └─ not seen yet: becomes a credit                                 (rule 3)
                    └ outputs ── expected, with their bytes, until they are seen leaving         (rule 7)
 
-Keys are multisets everywhere (rule 1): two identical ARP requests are two entries.
+Keys are multisets everywhere (rule 1): two identical ARP requests are two entries. Which of them a name means its time says: a record
+tells how old the youngest frame is that it names, so none that came here more than a skew later is one of those. Without that, one that a
+tap misses would put all that follow one place off, for good: each name would take the next frame of its kind, and rule 5 what lies between.
 After a promotion `inputs` is what must be replayed, `expected` what must be re-emitted, and the filter goes on:
 a late frame of the old active is `doubled`, never an input.
 
-Times are CLOCK_MONOTONIC ns of this node: `ts` of a frame is when its kernel saw it.
+Times are CLOCK_MONOTONIC ns of this node: `stamp` of a frame is when its kernel saw it, `ts` that or, if later, when its port was last
+seen empty.
 Promises    T1 a frame is consumed by exactly one of credit, expected, input.
             T2 nothing is evicted: a full queue is `overflow` and makes the tap inexact until `gap_until`.
             T3 trimming follows names of committed epochs only (I6).
@@ -97,9 +100,12 @@ cdef class Tap:
 
     # ── the segment ──────────────────────────────────────────────────────────────────────────────
 
-    cdef bint _classify(self, uint64_t key, uint8_t port, uint64_t ts, const uint8_t* data, uint32_t n) noexcept nogil:
+    cdef bint _classify(self, uint64_t key, uint8_t port, uint64_t ts, uint64_t stamp, const uint8_t* data, uint32_t n) noexcept nogil:
         """True when the frame was kept as an input."""
         cdef uint32_t i = self.credits.find(key)
+        while i != NO_ENTRY and stamp > self.credits.entries[i].seq:        # that name is of an earlier one, which will not come any more
+            self._miss(i)
+            i = self.credits.find(key)
         if i != NO_ENTRY:
             self.credits.remove(i)
             self.c[port].credited += 1
@@ -115,7 +121,7 @@ cdef class Tap:
             return False
         if not self.buffering:
             return False
-        if self.inputs.push(key, ts, 0, port, data, n) == NO_ENTRY:
+        if self.inputs.push(key, ts, stamp, port, data, n) == NO_ENTRY:
             self.c[port].overflow += 1
             self._gap_at(ts)
             return False
@@ -151,16 +157,13 @@ cdef class Tap:
                 if n < 0:
                     return -1
                 for i in range(n):
-                    # a ring's order is that of arrival. The kernel stamps a frame before it queues it, and a busy CPU may sit on it
-                    # for longer than the skew: by its stamp, rule 5 would take it for one that the active never had
-                    if self._scratch.ts[i] < self.floor[p]:
-                        self._scratch.ts[i] = self.floor[p]
-                    else:
-                        self.floor[p] = self._scratch.ts[i]
                     self._scratch.key[i] = nf_frame_key(self.secret, p, self._scratch.data(i), self._scratch.length[i])
                     self.expected.prefetch(self._scratch.key[i])
                 for i in range(n):
-                    self._classify(self._scratch.key[i], <uint8_t>p, self._scratch.ts[i], self._scratch.data(i),
+                    # a ring's order is that of arrival. The kernel stamps a frame before it queues it, and a busy CPU may sit on it
+                    # for longer than the skew: by its stamp, rule 5 would take it for one that the active never had
+                    self.floor[p] = max(self.floor[p], self._scratch.ts[i])
+                    self._classify(self._scratch.key[i], <uint8_t>p, self.floor[p], self._scratch.ts[i], self._scratch.data(i),
                                    self._scratch.length[i])
                 total += n
                 self.c[p].seen += n
@@ -217,7 +220,8 @@ cdef class Tap:
                 continue
             self.c[head.port].seen += 1
             frames += 1
-            self._classify(nf_frame_key(self.secret, head.port, <const uint8_t*>(head + 1), head.length), <uint8_t>head.port, now,
+            # stamped 0: what comes in the channel's order is named in that order, whenever it came
+            self._classify(nf_frame_key(self.secret, head.port, <const uint8_t*>(head + 1), head.length), <uint8_t>head.port, now, 0,
                            <const uint8_t*>(head + 1), head.length)
         return frames
 
@@ -230,11 +234,8 @@ cdef class Tap:
         did not say."""
         return int(self.stands[port]) if self.counted >> port & 1 else None
 
-    def forget_released(self, uint64_t through):
-        """Outputs below this number have left: the only way in which a tap that is fed learns it."""
-        self.forget(through)
-
     cdef void forget(self, uint64_t through) noexcept nogil:
+        """Outputs below this number have left: the only way in which a tap that is fed learns it."""
         cdef uint32_t i
         while True:
             i = self.expected.oldest()
@@ -269,8 +270,10 @@ cdef class Tap:
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil:
         return self.credits.room(names, 0) and self.expected.room(outputs, output_bytes + 16384)
 
-    cdef uint32_t locate(self, uint64_t key, uint8_t port) noexcept nogil:
-        """The oldest input with this key, or NO_ENTRY: near the head of its port's queue, else wherever it is (rule 2)."""
+    cdef uint32_t locate(self, uint64_t key, uint8_t port, uint64_t by) noexcept nogil:
+        """The oldest input with this key, or NO_ENTRY: near the head of its port's queue, else wherever it is (rule 2). None that was
+        stamped after `by`."""
+        cdef uint32_t i
         cdef uint64_t number = max(self.cursor[port], self.inputs.head), end
         cdef Entry* e
         while number < self.inputs.tail:
@@ -282,18 +285,23 @@ cdef class Tap:
         end = min(number + NEAR, self.inputs.tail)
         for number in range(number, end):
             e = &self.inputs.entries[<uint32_t>number & self.inputs.mask]
-            if e.key == key and e.live:
+            if e.key == key and e.live and e.seq <= by:
                 return <uint32_t>number & self.inputs.mask
-        return self.inputs.find(key)
+        i = self.inputs.find(key)
+        return i if i != NO_ENTRY and self.inputs.entries[i].seq <= by else <uint32_t>NO_ENTRY
 
-    cdef void name(self, uint64_t key, uint8_t port, uint64_t now) noexcept nogil:
-        """An epoch answers for one frame."""
-        cdef uint32_t i = self.locate(key, port)
+    cdef void name(self, uint64_t key, uint8_t port, uint64_t now, uint64_t by) noexcept nogil:
+        """An epoch answers for one frame, which came here at `by` at the latest."""
+        cdef uint32_t i = self.locate(key, port, by)
+        while i != NO_ENTRY and self.inputs.entries[i].ts + self.skew_ns < self.named_ts[port]:
+            self.inputs.remove(i)           # rule 5: the active never had this one; it had the next of its kind
+            self.c[port].active_missed += 1
+            i = self.locate(key, port, by)
         if i != NO_ENTRY:
             self.c[port].matched += 1
             self._named_at(port, self.inputs.entries[i].ts)
             self.inputs.remove(i)
-        elif not self.fed and self.credits.push(key, now, 0, port, NULL, 0) == NO_ENTRY:     # fed: it was read before shipping began
+        elif not self.fed and self.credits.push(key, now, by, port, NULL, 0) == NO_ENTRY:     # fed: it was read before shipping began
             CHECK(False)        # room_for() was asked first
 
     cdef bint expect(self, uint64_t seq, uint8_t port, const uint8_t* data, uint32_t n, uint64_t now) noexcept nogil:
@@ -335,10 +343,7 @@ cdef class Tap:
             i = self.credits.oldest()
             if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:
                 break
-            e = &self.credits.entries[i]
-            self.credits.remove(i)
-            if self.exact_ns and e.ts > self.exact_ns:
-                self.c[e.port].tap_missed += 1
+            self._miss(i)
         # 7: released for longer than the skew: it left, whether we saw it or not
         if released_through > self.rt_new:
             self.rt_new = released_through
@@ -353,6 +358,13 @@ cdef class Tap:
                 self.expected.remove(i)
             self.rt_old = self.rt_new
             self.rt_at = now
+
+    cdef void _miss(self, uint32_t i) noexcept nogil:
+        """Rule 6: the frame of this credit will not come any more."""
+        cdef Entry* e = &self.credits.entries[i]
+        self.credits.remove(i)
+        if self.exact_ns and e.ts > self.exact_ns:
+            self.c[e.port].tap_missed += 1
 
     # ── takeover ─────────────────────────────────────────────────────────────────────────────────
 
@@ -475,14 +487,18 @@ cdef class Tap:
     def offer(self, bytes frame, int port, uint64_t ts):
         """As if `frame` had been read from `port` at `ts`. True when it was kept as an input."""
         self.c[port].seen += 1
-        return self._classify(nf_frame_key(self.secret, port, <const uint8_t*>frame, len(frame)), port, ts,
+        return self._classify(nf_frame_key(self.secret, port, <const uint8_t*>frame, len(frame)), port, ts, ts,
                               <const uint8_t*>frame, len(frame))
 
-    def name_frame(self, bytes frame, int port, uint64_t now):
-        self.name(nf_frame_key(self.secret, port, <const uint8_t*>frame, len(frame)), port, now)
+    def name_frame(self, bytes frame, int port, uint64_t now, uint64_t age=0):
+        """As if a record that comes at `now` named it; `age`: of the youngest frame that it names."""
+        self.name(nf_frame_key(self.secret, port, <const uint8_t*>frame, len(frame)), port, now, now - age + self.skew_ns)
 
     def expect_frame(self, uint64_t seq, int port, bytes frame, uint64_t now):
         return bool(self.expect(seq, port, <const uint8_t*>frame, len(frame), now))
+
+    def forget_released(self, uint64_t through):
+        self.forget(through)
 
     def held_inputs(self):
         """list of (port, bytes): what would be replayed, in order."""
