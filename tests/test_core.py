@@ -116,8 +116,11 @@ class Follower:
         return list(self.core.on_message(self.now, kind, memoryview(bytearray(payload))))
 
     def wait(self, ms: int) -> list[object]:
+        self.active.now = self.now + ms * MS
+        return self.wait_here(ms)
+
+    def wait_here(self, ms: int) -> list[object]:
         self.now += ms * MS
-        self.active.now = self.now
         self.tap.poll(self.now)
         return list(self.core.work(self.now))
 
@@ -357,6 +360,34 @@ def test_rule_1_what_the_tap_missed_puts_no_later_frame_in_its_place() -> None:
         assert rig.tap.waiting_inputs == held
     rig.wait(25)
     assert rig.tap.counters()["tap_missed"] == 1 and rig.tap.counters()["active_missed"] == 0
+
+
+def test_rule_1_stamps_of_a_ring_may_go_back() -> None:
+    """A CPU of the kernel sat on the second one: the first is the youngest that the record names."""
+    rig = Follower()
+    rig.standby()
+    for ports in (rig.ports, rig.active.ports):
+        ports[0].arrive(frame(1), rig.now - 30 * MS)
+        ports[0].arrive(frame(2), rig.now - 60 * MS)
+    rig.active.rx()
+    rig.active.agent.drop(rig.active.burst)
+    rig.wait(0)
+    rig.hear(kinds.EPOCH, rig.record())
+    assert rig.tap.counters()["matched"] == 2 and rig.tap.waiting_inputs == 0
+
+
+def test_rule_1_clocks_drift_apart_while_nothing_happens() -> None:
+    """By the fastest record of long ago each name would be of an earlier frame than it is."""
+    rig = Follower()
+    rig.standby()
+    rig.wait(600_000)
+    rig.active.now -= 25 * MS
+    rig.ports[0].arrive(frame(1), rig.now)
+    rig.active.rx(frame(1))
+    rig.active.agent.drop(rig.active.burst)
+    rig.wait_here(0)
+    rig.hear(kinds.EPOCH, rig.record())
+    assert rig.tap.counters()["matched"] == 1 and rig.tap.waiting_credits == 0
 
 
 # ── the active's states ──────────────────────────────────────────────────────────────────────────

@@ -390,7 +390,7 @@ def test_shorter_than_a_header(n: int) -> None:
 def test_every_truncation_is_refused() -> None:
     record, arena = samples()[1], Arena(PAGES * 4096)
     for n in range(len(record)):
-        for patched in (False, n >= 112):
+        for patched in (False, n >= HEADER.size):
             memory = bytearray(record[:n])
             if patched:
                 struct.pack_into("<Q", memory, 104, n)

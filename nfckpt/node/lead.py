@@ -205,12 +205,11 @@ class Leader(Shell):
 
     def _drain(self, standby: Standby) -> None:
         """What the channel still holds whole belongs to the state."""
-        now = time.monotonic_ns()
         with contextlib.suppress(PeerError):
             while self.transport is not None and (message := self.transport.recv()) is not None:
                 if message[0] in (kinds.EPOCH, kinds.INPUTS):
-                    standby.on_message(now, *message)
-        standby.drain(now)
+                    standby.on_message(time.monotonic_ns(), *message)
+        standby.drain(time.monotonic_ns())
 
     def _loop(self, app: NetworkFunction | NativeFunction, agent: Agent, ctx: AppContext) -> None:
         burst = Burst()

@@ -159,7 +159,7 @@ class PcapPort(PythonPort):
             if record is None:
                 self.exhausted = True
                 break
-            out.append((record[0], time.monotonic_ns()))
+            out.append((record[0], 0))
         self.count("rx_oversize", reader.skipped - self._skipped)
         self._skipped = reader.skipped
         return out

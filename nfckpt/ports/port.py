@@ -115,7 +115,8 @@ class PythonPort(PyPort):
     """
 
     def py_rx(self, max_frames: int) -> list[tuple[bytes, int]]:
-        """Up to `max_frames` frames with their time (CLOCK_MONOTONIC ns), oldest first. Fewer say that there are no more; set
+        """Up to `max_frames` frames with the time at which each arrived (CLOCK_MONOTONIC ns; 0: nobody knows. Not
+        when it was read: by its time a standby tells it from one like it), oldest first. Fewer say that there are no more; set
         `py_hidden` while some wait behind one that is not ready."""
         return []
 

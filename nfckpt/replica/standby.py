@@ -3,7 +3,7 @@
 Rules       JOINING     greeted the active; waits for its welcome.
             SYNCING     outputs of the active are held from here on. After one skew strays of before have passed: what the tap
                         got since then counts, and pages come with the epochs. (It buffers since the hello: a name whose frame
-                        it had let pass would wait, and take a byte-identical one that comes later for it.) Not promotable: a
+                        it had let pass would wait, and take a byte-identical one that comes within the skew for it.) Not promotable: a
                         peer lost now means starting again blank.
             WHOLE       every page is here, and on every port the tap covers what no epoch names (rule 9); the active was
                         told and asks the witness to record us. If it is lost now, only the witness knows whether it did.
@@ -262,7 +262,7 @@ class Standby:
             return [Send(kinds.CONTROL, encode_control(TapOpen(self.session)))]
         if self.path.last_page and not self.waiting and self.tap.covers(self.open_ns + skew):
             # every frame of before the tap is named by now; a name that still waits for one of those would take a
-            # byte-identical frame that comes later for it, so it must have been found, or be too old
+            # byte-identical frame that comes within the skew for it, so it must have been found, or be too old
             self.covered_ns = self.covered_ns or now
             if self.tap.waiting_credits and now - self.covered_ns <= skew:
                 return []

@@ -23,7 +23,6 @@ from nfckpt.replica.effects import Send
 from nfckpt.replica.standby import Standby
 from nfckpt.sim.app import SimContext
 from nfckpt.sim.follow import SimFollower
-from nfckpt.sim.segment import SimPort
 from nfckpt.sim.shell import MS, Steps, Stopped
 from nfckpt.wire import kinds
 
@@ -115,7 +114,7 @@ class SimLeader(SimFollower):
             heard, taken = core.path.heard_ns, agent.handed_out
             if not (yield from self._hook(core, filter_due)):
                 yield self._at("may receive")
-                if agent.rx_burst(burst, b.burst_frames_max):
+                if agent.rx_burst(burst, b.burst_frames_max, now=self.now):
                     yield self._at("may ship")
                     self._ship_inputs(core)
                     w.referee.took(self, [(int(port), burst.frame(i)) for i, port in enumerate(burst.port)])
@@ -260,10 +259,9 @@ class SimLeader(SimFollower):
         if follower is not None and follower.alive and self.transport is None and core.state.value == "solo":
             w.connect(self, follower)
         if agent.tap is not None:
-            agent.tap.poll(now)             # the agent reads it by the machine's clock; age counts by ours
+            agent.tap.poll(now)             # the agent may not
             agent.tap.age(0)
-            hides = any(isinstance(port, SimPort) and port.py_hidden for port in self.ports)        # then read_ns is the machine's still
-            if agent.tap.read_ns >= filter_due and not hides and not agent.tap.waiting_inputs:
+            if agent.tap.read_ns >= filter_due and not agent.tap.waiting_inputs:
                 agent.tap = None
 
     # ── the engine's transitions, seen from outside ──────────────────────────────────────────────

@@ -55,7 +55,7 @@ cdef class Agent:
     cdef AgentCounters c
     cdef uint64_t secret[4]
     cdef int _turn
-    cdef uint64_t _youngest[MAX_PORTS]  # when the frame that was read last came, per port
+    cdef uint64_t _youngest[MAX_PORTS]  # of the frames read since the last call of `ages`, when the youngest one came, per port
     cdef void ages(self, uint64_t now, uint16_t* out) noexcept nogil
     cdef bint has_room(self, Burst burst, int max_frames) noexcept nogil
     cdef int receive(self, Burst b, int max_frames, uint64_t now) noexcept nogil

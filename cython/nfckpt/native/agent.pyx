@@ -13,7 +13,7 @@ from time import monotonic_ns
 
 from nfckpt.errors import StateError
 
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX, DONE, DROP, FRAME_MAX, OWNED, SEND
 from nfckpt.native.digest cimport nf_frame_key
@@ -61,9 +61,9 @@ cdef class Agent:
         self.epoch = 1
         self.hook = None
 
-    def rx_burst(self, Burst burst not None, int max_frames=32):
+    def rx_burst(self, Burst burst not None, int max_frames=32, *, uint64_t now=0):
         """Fill `burst` with up to `max_frames` (≤ 256) frames and parse their headers. Returns how many; 0 means "no
-        packets", for whatever reason. Raises StateError when the burst still owns frames, PortError when a port is gone."""
+        packets", for whatever reason. `now`: the time, where this machine's clock does not keep it (a simulator's). Raises StateError when the burst still owns frames, PortError when a port is gone."""
         cdef int n, i
         self.c.polls += 1
         for i in range(burst.n):
@@ -72,7 +72,7 @@ cdef class Agent:
         burst.clear()
         if self.hook is not None and self.hook():
             return 0
-        n = self.receive(burst, max_frames, monotonic_ns())
+        n = self.receive(burst, max_frames, now or monotonic_ns())
         if n < 0:
             raise_gone(self._ports)
         return n
@@ -106,7 +106,7 @@ cdef class Agent:
         return n
 
     cdef int read(self, Burst b, int max_frames, uint64_t now) noexcept nogil:
-        cdef int i, k, n, want, n_ports = self._ports.n
+        cdef int i, k, n, want, at, n_ports = self._ports.n
         if self.shipping and not self._shipment.clear(self.gate.released_through):
             return 0
         if self.has_tap:
@@ -115,7 +115,7 @@ cdef class Agent:
             if self._tap.take(b, max_frames):
                 fault(HALF_REPLAYED)
             for i in range(b.n):
-                self._youngest[b.port[i]] = b.ts[i]
+                self._youngest[b.port[i]] = max(self._youngest[b.port[i]], b.ts[i])
         else:
             self._turn = (self._turn + 1) % n_ports
             for k in range(n_ports):
@@ -126,8 +126,8 @@ cdef class Agent:
                 n = self._ports.rx(i, b, want)
                 if n < 0:
                     return -1
-                if n:
-                    self._youngest[i] = b.ts[b.n - 1]
+                for at in range(b.n - n, b.n):      # a ring's order is not that of its stamps: see Tap.look
+                    self._youngest[i] = max(self._youngest[i], b.ts[at])
                 if n < want and b.has_room() and not b.hidden >> i & 1:
                     self.ports_empty |= <uint32_t>1 << i
         if self.recording:
@@ -146,10 +146,11 @@ cdef class Agent:
         return b.n
 
     cdef void ages(self, uint64_t now, uint16_t* out) noexcept nogil:
-        """Of each port, how long ago the frame came that was read last: none that was read is younger. In units of 2**16 ns, rounded down; 0
-        where none was read since the last call."""
+        """Of each port, how old the youngest frame is that was read since the last call, in units of 2**16 ns, rounded down; 0 where there
+        is none, or one of which nobody knows when it came."""
         cdef int i
-        for i in range(MAX_PORTS):
+        memset(out, 0, MAX_PORTS * sizeof(uint16_t))
+        for i in range(self._ports.n):
             out[i] = <uint16_t>min((now - min(now, self._youngest[i])) >> AGE_BITS, <uint64_t>0xffff) if self._youngest[i] else 0
             self._youngest[i] = 0
 

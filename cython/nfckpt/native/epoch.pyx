@@ -104,7 +104,7 @@ cdef class EpochWriter:
         want.session, want.term, want.epoch = session, term, epoch
         want.now_ns, want.echo_ns, want.ports_empty = now_ns, echo_ns, ports_empty
         memset(want.ages, 0, sizeof(want.ages))
-        for i, age in enumerate(ages):
+        for i, age in enumerate(ages[:MAX_PORTS]):
             want.ages[<int>i] = age
         cdef uint8_t* buf = memory.room()
         cdef uint64_t n = self.measure(arena, gate, names, epoch, none, pages)
@@ -281,7 +281,7 @@ cdef bint record_register(Record* r, Tap tap, uint64_t now, uint64_t captured_by
         q += sizeof(OutputHead)
         CHECK(tap.expect(h.first_seq + i, <uint8_t>oh.port, r.outputs + q, oh.length, now))
         q += pad8(oh.length)
-    for i in range(MAX_PORTS):
+    for i in range(<uint32_t>tap._ports.n if h.n_names else 0):
         by[i] = captured_by - (<uint64_t>h.ages[i] << AGE_BITS) + tap.skew_ns
     for i in range(h.n_names):
         tap.name(r.keys[i], r.ports[i], now, by[r.ports[i]])

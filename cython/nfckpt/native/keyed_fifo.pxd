@@ -8,7 +8,7 @@ cdef enum:
 cdef struct Entry:
     uint64_t key
     uint64_t ts                 # ns, of arrival or registration
-    uint64_t seq                # caller's number: of an output its sequence
+    uint64_t seq                # of an output its sequence, of an input its stamp, of a credit the latest stamp that it is for
     uint64_t end                # byte position after its bytes: all before it is free once it is removed and oldest
     uint32_t off                # where the bytes are
     uint32_t length

@@ -46,8 +46,8 @@ cdef class StandbyPath:
 
     cdef int64_t _apart, _apart_before      # our clock less the pair's, at most: the least seen in this second, and in the one before
     cdef uint64_t _apart_ns                 # when this second began
-    cdef uint64_t captured_by(self, const Header* h, uint64_t now) noexcept nogil
-    cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
+    cdef uint64_t captured_by(self, const Header* h, uint64_t came) noexcept nogil
+    cdef int take(self, uint8_t* data, uint64_t n, uint64_t now, uint64_t came) noexcept nogil
     cdef bint feed(self, const uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
     cdef void released(self, uint64_t through) noexcept nogil
     cdef void fill_ack(self, void* out, uint64_t number, uint64_t now) noexcept nogil

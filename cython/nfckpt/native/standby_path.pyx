@@ -25,7 +25,7 @@ from nfckpt.native.fault cimport (
 )
 from nfckpt.native.keyed_fifo cimport Entry
 from nfckpt.native.patience cimport Patience
-from nfckpt.native.port_set cimport raise_gone
+from nfckpt.native.port_set cimport MAX_PORTS, raise_gone
 from nfckpt.native.shipment cimport ShipmentHead
 
 cdef enum:
@@ -57,6 +57,8 @@ cdef class StandbyPath:
                   uint64_t record_bytes_max=256 << 20):
         if len(secret) != 32:
             raise StateError("the secret must be 32 bytes")
+        if n_ports > MAX_PORTS:
+            raise StateError(f"an active of {n_ports} ports; at most {MAX_PORTS}")
         memcpy(self.secret, <const uint8_t*>secret, 32)
         self.tap, self.arena = tap, arena
         self.has_tap = tap is not None
@@ -97,7 +99,7 @@ cdef class StandbyPath:
 
         `memory` is writable, private, and the record's for good. Raises PeerError when the record does not belong here.
         """
-        cdef int r = self.take(&memory[0], memory.shape[0], now) if memory.shape[0] else -1
+        cdef int r = self.take(&memory[0], memory.shape[0], now, now) if memory.shape[0] else -1
         if r < 0:
             self.raise_fault()
         return r == 1
@@ -122,8 +124,8 @@ cdef class StandbyPath:
         self._decoder.outputs = &outputs[0] if outputs.shape[0] else NULL
         self._decoder.outputs_bytes = outputs.shape[0]
 
-    cdef int take(self, uint8_t* data, uint64_t n, uint64_t now) noexcept nogil:
-        """1 taken, 0 not now (see `commit`), -1 refused (self.fault)."""
+    cdef int take(self, uint8_t* data, uint64_t n, uint64_t now, uint64_t came) noexcept nogil:
+        """`came`: read after the record was; `now`: before the tap was looked at last. 1 taken, 0 not now (see `commit`), -1 refused (self.fault)."""
         cdef Record r
         cdef Ack ack
         cdef int d
@@ -157,7 +159,7 @@ cdef class StandbyPath:
         if self.fault:
             return -1
         record_ask(&r, self.arena)
-        if self.has_tap and not record_register(&r, self.tap, now, self.captured_by(r.h, now)):
+        if self.has_tap and not record_register(&r, self.tap, now, self.captured_by(r.h, came)):
             return 0
         fault(REGISTERED)
         self.heard_ns = now                 # not before: one that waits is offered again and again, and is no sign of life
@@ -189,12 +191,13 @@ cdef class StandbyPath:
             self.divergent_epoch = r.h.epoch
         return 1
 
-    cdef uint64_t captured_by(self, const Header* h, uint64_t now) noexcept nogil:
-        """When this record, which comes at `now`, was captured, at the latest and by our clock: no record of this second and the one before
-        took less than no time."""
-        cdef int64_t apart = <int64_t>(now - h.now_ns)
-        if now - self._apart_ns > SECOND:
-            self._apart_before, self._apart, self._apart_ns = self._apart, apart, now
+    cdef uint64_t captured_by(self, const Header* h, uint64_t came) noexcept nogil:
+        """When this record, which is here at `came`, was captured, at the latest and by our clock. None is here before it was captured, so the
+        least difference of this second and the one before bounds how far the clocks are apart."""
+        cdef int64_t apart = <int64_t>(came - h.now_ns)
+        if came - self._apart_ns > SECOND:
+            self._apart_before = self._apart if came - self._apart_ns <= 2 * <uint64_t>SECOND else INT64_MAX
+            self._apart, self._apart_ns = apart, came
         self._apart = min(self._apart, apart)
         return h.now_ns + <uint64_t>min(self._apart, self._apart_before)
 
@@ -303,7 +306,7 @@ cdef class StandbyPath:
                     if m.kind == KIND_INPUTS and self.feed(m.data, m.n, now):
                         batch += 1
                         continue
-                    if m.kind != KIND_EPOCH or self.take(m.data, m.n, monotonic_ns()) != 1:     # not `now`: it was captured since
+                    if m.kind != KIND_EPOCH or self.take(m.data, m.n, now, monotonic_ns()) != 1:
                         self.channel.put_back(&m)
                         why = MAIL
                         break

@@ -15,8 +15,8 @@ tap misses would put all that follow one place off, for good: each name would ta
 After a promotion `inputs` is what must be replayed, `expected` what must be re-emitted, and the filter goes on:
 a late frame of the old active is `doubled`, never an input.
 
-Times are CLOCK_MONOTONIC ns of this node: `stamp` of a frame is when its kernel saw it, `ts` that or, if later, when its port was last
-seen empty.
+Times are CLOCK_MONOTONIC ns of this node: `stamp` of a frame is when its kernel saw it, `ts` that or, if later, the `ts` of the
+one before it or when its port was last seen empty.
 Promises    T1 a frame is consumed by exactly one of credit, expected, input.
             T2 nothing is evicted: a full queue is `overflow` and makes the tap inexact until `gap_until`.
             T3 trimming follows names of committed epochs only (I6).
