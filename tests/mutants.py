@@ -73,9 +73,11 @@ MUTANTS = [
         "        if LATE_N and record_parse(&late, LATE, LATE_N, self.arena, self.n_ports) == 0 and late.h.session == self.session:\n"
         "            record_apply(&late, self.arena)\n        memcpy(LATE, data, n)\n        LATE_N = n\n"),
        (FOLLOWS, "if self.last_page and not record_agrees(", "if False and not record_agrees("), at=0),
-    _m("trim-on-captured", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.agent.names.n:"), at=11),
+    _m("trim-on-captured", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.agent.names.n:"), at=242),
     _m("trim-on-consumed", "I6", (LEADS, "if self.agent.names.n or self.staging.count:", "if self.staging.count:"), at=162),
     _m("rule-1-sets", "rule 1", (TAP, "        if self.inputs.push(key", "        if self.inputs.find(key) != NO_ENTRY:\n            return False\n        if self.inputs.push(key"), at=7),
+    _m("rule-1-counts-and-no-more", "rule 1", (EPOCH, "        by[i] = captured_by - (<uint64_t>h.ages[i] << AGE_BITS) + tap.skew_ns\n",
+       "        by[i] = <uint64_t>-1\n"), at=110),
     _m("rule-1-any-frame-of-its-kind", "rule 1", (TAP, "if e.key == key and e.live and e.seq <= by:", "if e.key == key and e.live:"),
        by="tests/test_core.py::test_rule_1_what_the_tap_missed_puts_no_later_frame_in_its_place"),
     _m("rule-1-any-frame-of-its-kind-far-behind", "rule 1", (TAP, "return i if i != NO_ENTRY and self.inputs.entries[i].seq <= by else <uint32_t>NO_ENTRY",

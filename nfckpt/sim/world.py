@@ -116,8 +116,11 @@ class World:
         self.far = 1 << 62
         self.ship = seed % 8 == 5       # input = "ship", on segments that learn where the pair is
         self.at_node = ""               # where they send what is for the pair
-        # a host that says the same again and again, at times more than a skew apart: that no tap and no name gets one place behind
-        self.beacon_ns = skew_ms * MS * (3, 6)[seed >> 3 & 1] // 2 if seed % 8 == 3 else 0
+        # a host that says the same again and again, more than a skew apart, and a standby that is further behind than that: if its tap
+        # misses one, no later one may be taken for it
+        self.beacon, self.beacon_ns = b"", 0
+        if seed % 8 == 6:
+            self.beacon_ns, self.channel_ns = skew_ms * MS * 3 // 2, 5000 * US
 
         self.now = START_NS
         self.healed = False
@@ -147,7 +150,8 @@ class World:
             self.at(self.now + draw.randrange(MS), lambda node=node: self._start(node))     # type: ignore[misc]
         self.at(self.now + 5 * MS, self._inject)
         if self.beacon_ns:
-            self.at(self.now + 6 * MS, lambda: self._beacon(*next(self._traffic)))
+            port, self.beacon = next(self._traffic)
+            self.at(self.now + 6 * MS, lambda: self._repeat(port))
         self.faults = Faults(self, schedule(seed, self.hosts, draw.choice((1.0, 4.0, 15.0))), faults)
 
     # ── the clock ────────────────────────────────────────────────────────────────────────────────
@@ -388,10 +392,10 @@ class World:
         if self._recent:
             self._send(*self._chance.choice(self._recent))
 
-    def _beacon(self, port: int, frame: bytes) -> None:
-        self._send(port, frame)
+    def _repeat(self, port: int) -> None:
+        self._send(port, self.beacon)
         if not self.healed:
-            self.at(self.now + self.beacon_ns, lambda: self._beacon(port, frame))
+            self.at(self.now + self.beacon_ns, lambda: self._repeat(port))
 
     def _inject(self) -> None:
         t = self._chance
