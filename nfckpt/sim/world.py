@@ -393,7 +393,9 @@ class World:
             self._send(*self._chance.choice(self._recent))
 
     def _repeat(self, port: int) -> None:
-        self._send(port, self.beacon)
+        # not while a tap opens: of identical frames around that instant one may be taken in twice (ARCHITECTURE.md, "Identical frames")
+        if any(isinstance(life.core, Standby) and life.core.may_claim for life in self.lives.values()):
+            self._send(port, self.beacon)
         if not self.healed:
             self.at(self.now + self.beacon_ns, lambda: self._repeat(port))
 
