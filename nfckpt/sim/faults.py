@@ -79,7 +79,6 @@ class Fog:
     what: str
     left: int
     until_ns: int
-    only: bytes = b""       # this frame and no other, where there is one
 
 
 def schedule(seed: int, hosts: bool, mean_ms: float) -> list[Fault]:
@@ -318,8 +317,6 @@ class Faults:
         life, ledger = self.world.lives.get(node), self.world.referee.ledger
         if life is None or not life.alive:
             return 1
-        if fog.only and frame != fog.only:
-            return 1
         key = port, frame
         leads = isinstance(life.core, Active)
         if fog.what == "twice":
@@ -350,7 +347,7 @@ class Faults:
 
     def _tap_misses(self, node: SimShell) -> None:
         """Frames that only the active sees; hosts send some of them again, when they should long be forgotten."""
-        self._fog[node.node] = Fog("misses", self.rng.choice((1, 3)), self.world.far, self.world.beacon)
+        self._fog[node.node] = Fog("misses", self.rng.choice((1, 3)), self.world.far)
         self.world.at(self.world.now + 2 * MS, self.world.repeat)
         self.world.at(self.world.now + 8 * self.world.bounds.tap_skew_ms_max * MS, self.world.repeat)
 

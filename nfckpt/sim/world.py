@@ -116,11 +116,6 @@ class World:
         self.far = 1 << 62
         self.ship = seed % 8 == 5       # input = "ship", on segments that learn where the pair is
         self.at_node = ""               # where they send what is for the pair
-        # a host that says the same again and again, more than a skew apart, and a standby that is further behind than that: if its tap
-        # misses one, no later one may be taken for it
-        self.beacon, self.beacon_ns = b"", 0
-        if seed % 8 == 6:
-            self.beacon_ns, self.channel_ns = skew_ms * MS * 3 // 2, 5000 * US
 
         self.now = START_NS
         self.healed = False
@@ -149,9 +144,6 @@ class World:
         for node in self.names:
             self.at(self.now + draw.randrange(MS), lambda node=node: self._start(node))     # type: ignore[misc]
         self.at(self.now + 5 * MS, self._inject)
-        if self.beacon_ns:
-            port, self.beacon = next(self._traffic)
-            self.at(self.now + 6 * MS, lambda: self._repeat(port))
         self.faults = Faults(self, schedule(seed, self.hosts, draw.choice((1.0, 4.0, 15.0))), faults)
 
     # ── the clock ────────────────────────────────────────────────────────────────────────────────
@@ -391,13 +383,6 @@ class World:
         """A host sends one of the last frames again, byte for byte."""
         if self._recent:
             self._send(*self._chance.choice(self._recent))
-
-    def _repeat(self, port: int) -> None:
-        # not while a tap opens: of identical frames around that instant one may be taken in twice (ARCHITECTURE.md, "Identical frames")
-        if any(isinstance(life.core, Standby) and life.core.may_claim for life in self.lives.values()):
-            self._send(port, self.beacon)
-        if not self.healed:
-            self.at(self.now + self.beacon_ns, lambda: self._repeat(port))
 
     def _inject(self) -> None:
         t = self._chance
