@@ -178,14 +178,15 @@ def test_killed_packet_processes_cost_no_frame(cluster: Cluster, segment: Segmen
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_killed_worker_is_replaced_and_costs_no_frame(cluster: Cluster, segment: Segment, profile: str) -> None:
     """Its packet process forwards on, and the actor's next life adopts it: nobody has to take over."""
-    log = Log()
-    with RayPair(segment.config("worker", profile), on_event=log) as pair:
+    log, config = Log(), segment.config("worker", profile)
+    config = msgspec.structs.replace(config, bounds=msgspec.structs.replace(config.bounds, orphan_ms_max=30_000))    # Ray takes its time on a busy machine
+    with RayPair(config, on_event=log) as pair:
         active = pair.wait_protected()
         before = pair.status()[active]
         with segment:
             time.sleep(0.2)
             os.kill(before["keeper_pid"], signal.SIGKILL)
-            eventually(lambda: log.all("adopted"))
+            eventually(lambda: log.all("adopted"), 30)
             time.sleep(0.2)
             after = pair.status()[active]
             assert (after["pid"], after["role"], after["protected"]) == (before["pid"], "active", True)

@@ -97,7 +97,8 @@ def lost_pair(segment: Segment) -> Iterator[Lost]:
 
 def kill(*pids: int) -> None:
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):       # it went with one of those before it
+            os.kill(pid, signal.SIGKILL)
 
 
 def forwards_until_late(segment: Segment, lost: Lost, since: float, pids: list[int]) -> int:
