@@ -95,9 +95,11 @@ def lost_pair(segment: Segment) -> Iterator[Lost]:
         lost.process.wait()
 
 
-def kill(*pids: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):       # it went with one of those before it
+def kill(first: int, *with_it: int) -> None:
+    """The first is there; the others may go with one of those before them."""
+    os.kill(first, signal.SIGKILL)
+    for pid in with_it:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
