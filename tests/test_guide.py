@@ -44,8 +44,9 @@ def environment(folder: Path) -> dict[str, str]:
     tools = folder.parent / "bin"
     tools.mkdir(exist_ok=True)
     for name, words in (("nfckpt", "-m nfckpt"), ("python", "")):
-        (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-        (tools / name).chmod(0o755)
+        if not (tools / name).exists():         # once: a shell in the background may be about to read it
+            (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+            (tools / name).chmod(0o755)
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "XDG_RUNTIME_DIR": str(folder.parent)}
 
