@@ -18,8 +18,8 @@ BOTH = pytest.mark.parametrize("profile", ["host", "hosts"])
 pytestmark = pytest.mark.timeout(120)
 
 
-def rig_of(profile: str, orphan_ms: int) -> PairRig:
-    rig = PairRig(profile, claim_ms_max=400, hang_ms_max=4000, rate_frames_per_s=10_000)
+def rig_of(profile: str, orphan_ms: int, hang_ms: int = 4000) -> PairRig:
+    rig = PairRig(profile, claim_ms_max=400, hang_ms_max=hang_ms, rate_frames_per_s=10_000)
     for keeper in rig.pair.keepers.values():
         keeper.spec = msgspec.structs.replace(keeper.spec, orphan_ms=orphan_ms)
     return rig
@@ -85,6 +85,23 @@ def test_a_process_whose_keeper_does_not_come_back_ends(profile: str) -> None:
         assert time.monotonic() - began > 0.6 and old.process is not None and old.process.wait() == 10
         flows(rig)
         assert not Path(old.spec.run_dir, f"rig.{node}.keeper").exists()
+
+
+@BOTH
+@pytest.mark.parametrize("role", ["active", "standby"])
+def test_a_process_without_keeper_accuses_no_silent_peer(profile: str, role: str) -> None:
+    """Only the witness lets it act, and who could not act would only lose its peer. The peer speaks again before the witness does."""
+    with rig_of(profile, 20_000, 1000) as rig:
+        until(lambda: rig.seen("standby"))
+        node, silent = getattr(rig, role), rig.standby if role == "active" else rig.active
+        old = lose_keeper(rig, node)
+        with stopped(rig.pair.keepers[silent].pid):
+            time.sleep(1.5)
+        flows(rig)
+        status = next_life(rig, old).status()
+        assert (status["role"], status["protected"], rig.term) == (role, True, 1)
+        assert not rig.seen("standby_lost") and not rig.seen("takeover")
+        rig.check()
 
 
 def test_only_its_own_keeper_adopts_and_only_what_answers() -> None:

@@ -177,33 +177,27 @@ def test_killed_packet_processes_cost_no_frame(cluster: Cluster, segment: Segmen
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_killed_worker_is_replaced_and_costs_no_frame(cluster: Cluster, segment: Segment, profile: str) -> None:
-    """Its packet process forwards on, and the actor's next life adopts it. Where that comes too late the peer takes over; no frame is lost
-    either way. One of three must be adopted: SPECIFICATION.md says what is open there."""
-    assert any(is_adopted(segment, profile, f"worker{n}") for n in range(3))
-
-
-def is_adopted(segment: Segment, profile: str, name: str) -> bool:
-    log, config = Log(), segment.config(name, profile)
-    config = msgspec.structs.replace(config, bounds=msgspec.structs.replace(config.bounds, orphan_ms_max=15_000))   # Ray takes its time on a busy machine
+    """Its packet process forwards on, and the actor's next life adopts it."""
+    log, config = Log(), segment.config("worker", profile)
+    patient = {"orphan_ms_max": 15_000, "hang_ms": 2000, "hang_ms_max": 4000, "rate_frames_per_s": 20_000}       # Ray's next worker takes its time, and the CPU
+    config = msgspec.structs.replace(config, bounds=msgspec.structs.replace(config.bounds, **patient))
     with RayPair(config, on_event=log) as pair:
         active = pair.wait_protected()
         before = pair.status()[active]
         with segment:
             time.sleep(0.2)
             os.kill(before["keeper_pid"], signal.SIGKILL)
-            eventually(lambda: log.all("adopted") or log.all("takeover"))
-            adopted = not log.all("takeover")
-            if adopted:
-                time.sleep(0.2)
-                after = pair.status()[active]
-                assert (after["pid"], after["role"], after["protected"]) == (before["pid"], "active", True)
-                assert after["keeper_pid"] != before["keeper_pid"] and pair.wait_protected() == active
-                assert pair.failover()                      # its commands and its questions arrive again
+            eventually(lambda: log.all("adopted"))
+            time.sleep(0.2)
+            after = pair.status()[active]
+            assert (after["pid"], after["role"], after["protected"]) == (before["pid"], "active", True)
+            assert after["keeper_pid"] != before["keeper_pid"] and pair.wait_protected() == active
+            assert pair.failover()                      # its commands and its questions arrive again
             assert pair.wait_protected(term=2) != active
         segment.check()
+        assert not log.all("standby_lost")[1:] and [r["reason"] for r in log.all("takeover")] == ["handover"]
         eventually(lambda: log.all("keeper_back"))
         assert log.all("keeper_lost")[0]["node"] == log.all("keeper_back")[0]["node"] == active
-    return adopted
 
 
 def test_a_killed_witness_is_made_again_and_believes_both_nodes(cluster: Cluster, segment: Segment) -> None:

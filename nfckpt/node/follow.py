@@ -8,7 +8,7 @@ import time
 
 from nfckpt.clock import PairClock
 from nfckpt.errors import PeerError
-from nfckpt.failover.detector import Detector, Verdict
+from nfckpt.failover.detector import Detector
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native import fault
 from nfckpt.native.arena import Arena
@@ -101,7 +101,7 @@ class Follower(Shell):
             if now >= self._drops_ns:
                 self._drops_ns = now + 50 * MS
                 core.tap.note_drops(now)
-            if self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD and not lost:
+            if self._hangs(now, core.path.heard_ns) and not lost:
                 lost = f"active silent for {(now - core.path.heard_ns) // MS} ms"
                 silent = True
         if slow or self.takeover is not None:           # the witness's answer is waited for

@@ -20,7 +20,7 @@ import msgspec
 
 from nfckpt.clock import PairClock
 from nfckpt.errors import NfckptError, PeerError, StateError
-from nfckpt.failover.detector import Detector, Verdict
+from nfckpt.failover.detector import Detector
 from nfckpt.failover.takeover import Takeover
 from nfckpt.native import fault
 from nfckpt.native.agent import Agent
@@ -331,7 +331,7 @@ class Leader(Shell):
             self._perform(core.on_peer_lost(now, "its process ended", True))
         self._perform(core.on_ports(now, self._ports_down(now)))
         if core.session and core.state.value in ("protecting", "active", "handed"):
-            core.peer_hangs = self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD
+            core.peer_hangs = self._hangs(now, core.path.heard_ns)
         self._perform(core.tick(now))
         self._push(now)
         if core.engine.unprotectable and core.state.value in ("protecting", "active"):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nfckpt.clock import PairClock
-from nfckpt.failover.detector import Detector
+from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.lease import EgressLease, stamp
 from nfckpt.failover.takeover import Step, Takeover
 from nfckpt.failover.vigil import Vigil
@@ -178,6 +178,10 @@ class Shell:
         self.orphan, self.sock, self._poll = None, sock, None
         self._report("adopted", {"pid": os.getpid(), **self._here()})
         return True
+
+    def _hangs(self, now: int, heard_ns: int) -> bool:
+        """Is the peer's silence to be acted on? Not without a keeper: only the witness lets us act, and until it hears us again the peer may speak."""
+        return self.detector.looked(now, heard_ns) is Verdict.DEAD and self.orphan is None
 
     def _here(self) -> dict[str, Any]:
         """What this node is, for a witness that does not know (W8)."""
