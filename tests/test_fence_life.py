@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from nfckpt.errors import MachineError, PeerError, StateError
-from nfckpt.failover.proof import kill_and_confirm
+from nfckpt.failover.proof import kill_and_confirm, outrank
 from nfckpt.native.gate import Gate
 from nfckpt.native.life import LifeLock, LifeWatch
 from tests.native_lab import ListPort
@@ -224,6 +224,17 @@ def test_kill_and_confirm(fd: int, stopped: bool, watched: bool) -> None:
         w.close()
 
 
+def test_a_dead_process_has_the_lowest_priority_with_all_its_threads(fd: int) -> None:
+    with holder(fd) as p:
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        outrank(p.pid)
+        threads = [int(t) for t in os.listdir(f"/proc/{p.pid}/task")]
+        assert {os.getpriority(os.PRIO_PROCESS, t) for t in threads} == {19} and os.getpriority(os.PRIO_PROCESS, 0) == before
+        p.kill()
+        p.wait()
+        outrank(p.pid)                                  # gone: nothing to do
+
+
 def test_kill_and_confirm_needs_more_than_a_release(fd: int) -> None:
     with holder(fd, "release") as p:
         w = LifeWatch(fd)
@@ -238,7 +249,7 @@ def test_kill_and_confirm_needs_more_than_a_release(fd: int) -> None:
 def test_what_we_may_not_kill_is_an_error() -> None:
     """As an ordinary user, against pid 1."""
     code = ("import os, sys; sys.path.insert(0, sys.argv[1])\n"
-            "from nfckpt.failover.proof import kill_and_confirm\n"
+            "from nfckpt.failover.proof import kill_and_confirm, outrank\n"
             "from nfckpt.errors import MachineError\n"
             "fd = os.pidfd_open(1); os.setuid(65534)\n"
             "try: kill_and_confirm(fd, 10)\n"

@@ -192,7 +192,7 @@ class Stage:
 
         with self.news:
             if not self.news.wait_for(found, seconds):
-                raise ProtectionError(f"no {name!r} within {seconds:.0f} s; last: {[(n, f) for n, _, f in self.events[-4:]]}")
+                raise ProtectionError(f"no {name!r} within {seconds:.0f} s; last: {[(n, f) for n, _, f in self.events[-14:]]}")
             return found()[-1][1:]
 
     def _open_flows(self, addresses: tuple[str, ...], server: str) -> None:

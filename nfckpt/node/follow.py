@@ -116,6 +116,7 @@ class Follower(Shell):
                 self._lost(core, now, lost or ("handover" if core.handover else "killed: the kernel released its life lock"), proof, silent)
         if self.takeover is not None:
             if not self.takeover.peer_dead and self._peer_dead():
+                self._outrank_dead()
                 self.takeover.on_peer_dead()
             self._perform(self.takeover.advance(time.monotonic_ns()))
             return
@@ -131,6 +132,8 @@ class Follower(Shell):
             while not (proof := self._peer_dead()) and time.monotonic() < end:
                 core.tap.poll(time.monotonic_ns())
         parted = False
+        if proof:
+            self._outrank_dead()
         if proof and self.transport is not None:
             with contextlib.suppress(PeerError):
                 while (message := self.transport.recv()) is not None:

@@ -19,6 +19,7 @@ from typing import Any
 from nfckpt.clock import PairClock
 from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.lease import EgressLease, stamp
+from nfckpt.failover.proof import outrank
 from nfckpt.failover.takeover import Step, Takeover
 from nfckpt.failover.vigil import Vigil
 from nfckpt.native import fault
@@ -99,7 +100,7 @@ class Shell:
         self.adopted_ns = 0
         self.outbox: deque[Send] = deque()          # effects the channel had no room for, in order
         self.watch: LifeWatch | None = None
-        self.pidfd = -1
+        self.pidfd, self.peer_pid = -1, 0
         self.core: Active | Standby | None = None
         self.takeover: Takeover | None = None
         self.orphan: Orphan | None = None           # while there is no keeper
@@ -235,6 +236,7 @@ class Shell:
         if not self.hosts:
             self.watch = LifeWatch(os.dup(transport.peer_life_fd))      # type: ignore[attr-defined]
             self.pidfd = os.dup(transport.peer_pidfd)                   # type: ignore[attr-defined]
+            self.peer_pid = transport.peer_pid                          # type: ignore[attr-defined]
 
     def _attach(self) -> None:
         """Over a native channel records and acks go without Python; where bytes cost, records are encoded."""
@@ -269,6 +271,12 @@ class Shell:
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(0))
+
+    def _outrank_dead(self) -> None:
+        """The peer is dead, and its end takes no core from what follows."""
+        if self.peer_pid:
+            outrank(self.peer_pid)
+            self.peer_pid = 0
 
     def _send(self, message: Send) -> None:
         if self.transport is None:
