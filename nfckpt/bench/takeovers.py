@@ -234,8 +234,12 @@ class Stage:
         pid = self.pair.keepers[node].pid
         t = time.monotonic_ns()
         if way == "graceful":
-            if not self.pair.failover():
-                raise ProtectionError("no planned switch: the pair is not protected")
+            deadline = t + round(PROTECTED_S_MAX * 1e9)
+            while not self.pair.failover():             # protection may be lost since we looked
+                if time.monotonic_ns() > deadline:
+                    raise ProtectionError("no planned switch: the pair is not protected")
+                time.sleep(0.01)
+                t = time.monotonic_ns()
         elif way == "machine":
             self.bed.cut(f"{node}.rep")         # first: the kernel of a process that ends would close its TCP connections
             os.kill(pid, signal.SIGKILL)

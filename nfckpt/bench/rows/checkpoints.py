@@ -4,10 +4,12 @@ A   the loop of the product, each poll that consumed something an epoch. Input i
     window of epochs on their way is full the input waits, and counted are those of exactly 32 frames, over a slice that ends when
     the last of them is committed.
 B   records of the same size that the standby's process only copies out and answers: the channel with nothing behind it.
+And the same app over the same ports without any protection, as bursts of 32 a second, for the note: no checkpoint of each can be faster here.
 """
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from nfckpt.native.bench import gather, write_lines
 
 KEYS = ("checkpoints_per_s", "pause_us_p50", "pause_us_p99")
 BURST, WINDOW, SKEW_MS = 32, 256, 20
+UNPROTECTED_SLICES = 5
 PORTS = "memory, alone: they make their frames", "memory hub: the active's core also sends its input"
 BARE = "bare records of {} bytes, copied out and answered, a second"
 
@@ -34,7 +37,7 @@ class Rate:
 
 
 def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str, Any], int]:
-    """(both arms, digest, settings, bytes of a record)."""
+    """(both arms, digest, settings with what was measured beside, bytes of a record)."""
     arena_bytes = scale.large_bytes
     app = line_writer(arena_bytes)
     with segments([udp_frame(9)], tapped=tap) as s, Pair(
@@ -56,14 +59,19 @@ def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str
         both = pairs(whole, lambda: pair.pings(nbytes, WINDOW, scale.slice_s), scale.pairs, seconds=scale.seconds, pids=[pair.child.pid],
                      tick=scale.tick)
         digest = pair.equal()
-        if tap:
+        bursts_per_s = 0.0
+        if not tap:
+            s.generator.pace(None, BURST)
+            pair.protect(False)
+            bursts_per_s = statistics.median(pair.run(scale.slice_s).frames_per_s / BURST for _ in range(UNPROTECTED_SLICES))
+        else:
             seen = pair.there["tap"]
             named = seen["matched"] + seen["credited"]
             if pair.there["drops"] or seen["tap_missed"] or named != pair.agent.handed_out:
                 raise DifferenceError(f"the tap lost frames: {pair.agent.handed_out} named, {named} found, {seen['tap_missed']} missed, "
                                       f"{pair.there['drops']} dropped by its ring")
         settings = {**pair.settings, "frame_bytes": FRAME_BYTES, "lines_per_frame": 1, "tracker": "barrier", "encoding": "raw lines",
-                    "ports": PORTS[tap], "tap": tap, "record_bytes": nbytes}
+                    "ports": PORTS[tap], "tap": tap, "record_bytes": nbytes, "unprotected_bursts_per_s": round(bursts_per_s)}
         return both, digest, settings, nbytes
 
 
@@ -82,9 +90,10 @@ def measure(scale: Scale) -> list[Figure]:
     both, digest, settings, nbytes = rates(scale, tap=False)
     copy = copy_us(BURST)
     common: dict[str, Any] = {"digest": digest, "settings": settings}
+    note = f"unprotected, the same app over the same ports: {settings['unprotected_bursts_per_s']:,} bursts of {BURST} a second"
     return [
         Figure.of("checkpoints_per_s", both.spread(lambda a, _: a.counted_per_s), limit=both.spread(lambda _, b: b).median,
-                  limit_what=BARE.format(nbytes), **common),
+                  limit_what=BARE.format(nbytes), note=note, **common),
         Figure.of("pause_us_p50", both.spread(lambda a, _: a.pause_us_p50), limit=copy, limit_what=f"gather copy of {BURST} lines", **common),
         Figure.of("pause_us_p99", both.spread(lambda a, _: a.pause_us_p99), limit=copy, limit_what=f"gather copy of {BURST} lines", **common),
     ]
