@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import msgspec
 import pytest
 
 from nfckpt.config import check, loads
+from nfckpt.deploy.pair import PairBase
 from nfckpt.deploy.preempt import Preempt
 from nfckpt.errors import ConfigError, ProtectionError
+from nfckpt.failover.witness import WitnessView
 from tests.pair_rig import PairRig, until
 
 BOTH = pytest.mark.parametrize("profile", ["host", "hosts"])
@@ -43,6 +46,26 @@ def test_an_active_hands_its_role_over_first(profile: str) -> None:
         rig.pair.maintenance("a", False)
         assert rig.protected() == "b"
         rig.check()
+
+
+@pytest.mark.parametrize(("standby", "asked"), [("b", 3), ("", 1)])
+def test_the_active_may_hear_of_its_record_later_than_the_caller(standby: str, asked: int) -> None:
+    answers = iter([False, False, True])
+
+    class Keeper:
+        asked = 0
+
+        def command(self, verb: str, timeout_s: float = 1.0) -> dict[str, Any]:
+            self.asked += 1
+            return {"ok": next(answers)}
+
+    class Pair(PairBase):
+        def view(self) -> WitnessView:
+            return WitnessView(1, "a", standby)
+
+    keeper, pair = Keeper(), Pair()
+    pair.keepers = {"a": keeper}        # type: ignore[dict-item]
+    assert pair.failover() is bool(standby) and keeper.asked == asked
 
 
 def test_a_node_that_this_pair_has_not() -> None:

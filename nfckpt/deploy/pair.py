@@ -14,6 +14,7 @@ __all__ = ["KeeperLike", "PairBase"]
 
 
 SWITCH_S_MAX = 5.0
+RECORDED_S_MAX = 1.0            # the active hears that its standby is recorded a moment after the witness said so
 
 
 class KeeperLike(Protocol):
@@ -84,8 +85,13 @@ class PairBase:
 
     def failover(self) -> bool:
         """Planned switch to the standby. False when the pair is not protected."""
-        node = self.active
-        return bool(node and self.keepers[node].command("failover")["ok"])
+        deadline, node = time.monotonic() + RECORDED_S_MAX, self.active
+        while node and not self.keepers[node].command("failover")["ok"]:
+            view = self.view()
+            if view.leads != node or not view.standby or time.monotonic() > deadline:
+                return False
+            time.sleep(self.LOOK_S)
+        return bool(node)
 
     def switch(self) -> tuple[str, str]:
         """`failover`, and wait for it. Returns (who led, who leads). Raises ProtectionError."""
