@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from nfckpt.errors import MachineError, PeerError, StateError
-from nfckpt.failover.proof import kill_and_confirm, outrank
+from nfckpt.failover.proof import kill_and_confirm
 from nfckpt.native.gate import Gate
 from nfckpt.native.life import LifeLock, LifeWatch
+from nfckpt.node.priority import outrank
 from tests.native_lab import ListPort
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -249,7 +250,7 @@ def test_kill_and_confirm_needs_more_than_a_release(fd: int) -> None:
 def test_what_we_may_not_kill_is_an_error() -> None:
     """As an ordinary user, against pid 1."""
     code = ("import os, sys; sys.path.insert(0, sys.argv[1])\n"
-            "from nfckpt.failover.proof import kill_and_confirm, outrank\n"
+            "from nfckpt.failover.proof import kill_and_confirm\n"
             "from nfckpt.errors import MachineError\n"
             "fd = os.pidfd_open(1); os.setuid(65534)\n"
             "try: kill_and_confirm(fd, 10)\n"

@@ -13,9 +13,9 @@ import pytest
 
 from nfckpt.config import NodeConfig, PairConfig
 from nfckpt.deploy.keeper import Keeper, _receive
-from nfckpt.deploy.priority import lower, restore
 from nfckpt.errors import ProtectionError
 from nfckpt.failover.witness import Answer, Question, Witness
+from nfckpt.node.priority import lower, restore
 from nfckpt.wire import keeper as wire
 from tests.pair_rig import PairRig, until
 

@@ -4,7 +4,7 @@ Who uses it     the Ray actor (ray_actors.py), the local runner (local.py), or a
                 its own reads the process's socket, another carries questions to the witness, one after the other, so that
                 one that does not answer holds up nothing else; calls from other threads are safe.
 
-Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life; the next one's waits already (priority.py)
+Picture         keeper ──exec──► python -m nfckpt.node FD        one process, one life; the next one's waits already (node/priority.py)
                    │ ◄── WitnessAsk, Report, Reply ──┘
                    └── it ended ──► witness.gone(node) ──► start again, blank, unless it ended in order or is in maintenance
 
@@ -30,10 +30,10 @@ from typing import Any
 
 import msgspec
 
-from nfckpt.deploy.priority import lower, restore
 from nfckpt.errors import ProtectionError
 from nfckpt.failover.witness import Answer, Question
 from nfckpt.node import EXIT
+from nfckpt.node.priority import lower, restore
 from nfckpt.wire import keeper as wire
 from nfckpt.wire.adoption import Adopted, adopt
 

@@ -9,12 +9,11 @@ Picture     suspicion --SIGKILL by pidfd--> wait until  the emitting thread is d
             before the answer is True, and the settle time of a takeover starts after it.
 
 Not here    proof without suspicion (native.life), and who may promote (witness).
-Source      pidfd_open(2), pidfd_send_signal(2), prctl(2), setpriority(2).
+Source      pidfd_open(2), pidfd_send_signal(2), prctl(2).
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import select
@@ -25,7 +24,7 @@ from typing import Protocol
 
 from nfckpt.errors import MachineError
 
-__all__ = ["die_with_parent", "harden_process", "kill_and_confirm", "outrank"]
+__all__ = ["die_with_parent", "harden_process", "kill_and_confirm"]
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 
@@ -69,16 +68,6 @@ def kill_and_confirm(pidfd: int, deadline_ms: float, watch: Watch | None = None)
             watch = None
         if left <= 0:
             return False
-
-
-def outrank(pid: int) -> None:
-    """The kernel takes a dead process's memory apart at that process's priority: some 10 ms of a core for 200 MB, which on a machine of few
-    cores a takeover waits for. To the lowest with all its threads, the last of which does it. A process that is gone is let rest.
-    """
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(ProcessLookupError):
-                os.setpriority(os.PRIO_PROCESS, int(thread), 19)
 
 
 def harden_process() -> None:

@@ -263,9 +263,7 @@ class Leader(Shell):
                 lost = e.message
             if lost and self.transport is t:
                 dead, now = self._peer_dead(), time.monotonic_ns()      # in this order: see _slow
-                if dead:
-                    self._outrank_dead()
-                self._perform(core.on_peer_lost(now, lost, dead))
+                self._peer_lost(core, now, lost, dead)
                 self._drop_channel(keep_watch=core.state.value == "holding")
         if core.may_release(now):
             agent.gate.release()
@@ -327,12 +325,10 @@ class Leader(Shell):
         # how long we were silent counts up to after its death was seen: a process that was stopped in between has an old `now`
         if self.watch is not None and self.watch.died and not core.peer_dead:
             now = time.monotonic_ns()
-            self._outrank_dead()
-            self._perform(core.on_peer_lost(now, "killed: the kernel released its life lock", True))
+            self._peer_lost(core, now, "killed: the kernel released its life lock", True)
         elif core.state.value == "holding" and not core.peer_dead and self._peer_dead():
             now = time.monotonic_ns()
-            self._outrank_dead()
-            self._perform(core.on_peer_lost(now, "its process ended", True))
+            self._peer_lost(core, now, "its process ended", True)
         self._perform(core.on_ports(now, self._ports_down(now)))
         if core.session and core.state.value in ("protecting", "active", "handed"):
             core.peer_hangs = self._hangs(now, core.path.heard_ns)
@@ -363,6 +359,11 @@ class Leader(Shell):
                 fault.hit("receipt")
             if self.receipt is None and not tap.waiting_inputs:
                 self.agent.tap = None
+
+    def _peer_lost(self, core: Active, now: int, reason: str, dead: bool) -> None:
+        if dead:
+            self._outrank_dead()
+        self._perform(core.on_peer_lost(now, reason, dead))
 
     def _stand(self, core: Active) -> None:
         """Find out, and tell each standby that is fed, where we stand among all frames that ever came to each port."""

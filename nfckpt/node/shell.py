@@ -19,7 +19,6 @@ from typing import Any
 from nfckpt.clock import PairClock
 from nfckpt.failover.detector import Detector, Verdict
 from nfckpt.failover.lease import EgressLease, stamp
-from nfckpt.failover.proof import outrank
 from nfckpt.failover.takeover import Step, Takeover
 from nfckpt.failover.vigil import Vigil
 from nfckpt.native import fault
@@ -30,6 +29,7 @@ from nfckpt.native.life import LifeLock, LifeWatch
 from nfckpt.native.patience import Patience
 from nfckpt.node.app import App
 from nfckpt.node.parts import Parts
+from nfckpt.node.priority import outrank
 from nfckpt.observe.board import Board
 from nfckpt.observe.receipt import Draft
 from nfckpt.ports.arrivals import Stand

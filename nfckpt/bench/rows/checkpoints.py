@@ -59,19 +59,19 @@ def rates(scale: Scale, *, tap: bool) -> tuple[Pairs[Rate, float], str, dict[str
         both = pairs(whole, lambda: pair.pings(nbytes, WINDOW, scale.slice_s), scale.pairs, seconds=scale.seconds, pids=[pair.child.pid],
                      tick=scale.tick)
         digest = pair.equal()
-        bursts_per_s = 0.0
-        if not tap:
-            s.generator.pace(None, BURST)
-            pair.protect(False)
-            bursts_per_s = statistics.median(pair.run(scale.slice_s).frames_per_s / BURST for _ in range(UNPROTECTED_SLICES))
-        else:
+        if tap:
             seen = pair.there["tap"]
             named = seen["matched"] + seen["credited"]
             if pair.there["drops"] or seen["tap_missed"] or named != pair.agent.handed_out:
                 raise DifferenceError(f"the tap lost frames: {pair.agent.handed_out} named, {named} found, {seen['tap_missed']} missed, "
                                       f"{pair.there['drops']} dropped by its ring")
         settings = {**pair.settings, "frame_bytes": FRAME_BYTES, "lines_per_frame": 1, "tracker": "barrier", "encoding": "raw lines",
-                    "ports": PORTS[tap], "tap": tap, "record_bytes": nbytes, "unprotected_bursts_per_s": round(bursts_per_s)}
+                    "ports": PORTS[tap], "tap": tap, "record_bytes": nbytes}
+        if not tap:
+            s.generator.pace(None, BURST)
+            pair.protect(False)
+            slices = [pair.run(scale.slice_s).frames_per_s / BURST for _ in range(UNPROTECTED_SLICES)]
+            settings["unprotected_bursts_per_s"] = round(statistics.median(slices))
         return both, digest, settings, nbytes
 
 

@@ -6,7 +6,7 @@
 Why     The import of interpreter and libraries takes half a second of a core. In the second after a takeover, which is when a new standby
         is wanted, that core is the new active's: its frames waited 10 to 38 ms for it (2 cores). So the process of a node's next life
         is started while the present one protects or is protected. Costs 50 MB a node.
-Who     The keeper does both: a process that is needed in the middle of its imports is raised there and then.
+Who     The keeper does both: a process that is needed in the middle of its imports is raised there and then. `outrank` is the peer's.
 Source  sched(7): where sessions are scheduled as groups, nice counts inside one only, and the group has a value of its own.
 """
 
@@ -17,7 +17,7 @@ import os
 import threading
 import time
 
-__all__ = ["lower", "restore"]
+__all__ = ["lower", "outrank", "restore"]
 
 LOWEST = 19
 GROUP_TRIES, GROUP_PAUSE_S = 5, 0.05
@@ -46,10 +46,18 @@ def restore(pid: int) -> None:
     _set(pid, os.getpriority(os.PRIO_PROCESS, 0), _group_of("self"))
 
 
+def outrank(pid: int) -> None:
+    """The lowest priority for a dead peer on this kernel, which takes its memory apart at its own: some 10 ms of a core for 200 MB, for
+    which a takeover would wait where cores are few. One that is gone already is let rest.
+    """
+    _set(pid, LOWEST, None)
+
+
 def _set(pid: int, nice: int, group: int | None) -> None:
     with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
         for thread in os.listdir(f"/proc/{pid}/task"):          # a library may have started some: each has its own
-            os.setpriority(os.PRIO_PROCESS, int(thread), nice)
+            with contextlib.suppress(ProcessLookupError):           # one of them ended meanwhile
+                os.setpriority(os.PRIO_PROCESS, int(thread), nice)
         if group is not None and os.getsid(pid) == pid:         # its session is its own
             _set_group(pid, group)
 
