@@ -6,6 +6,7 @@ import contextlib
 import io
 import mmap
 import os
+import platform
 import resource
 import signal
 import socket
@@ -36,6 +37,7 @@ from tests.pair_rig import until
 
 PAGE, LINE = 4096, 64
 TRACKERS = ("barrier", "mmu", "compare")
+HUGE = 2 << 20
 SIZE = 5 * PAGE + 100           # of the array: its last page is not full
 
 
@@ -89,11 +91,16 @@ writes = st.lists(st.tuples(st.sampled_from(range(len(WRITERS))), st.integers(0,
                   max_size=4)
 
 
+@pytest.mark.parametrize("huge", [False, True])
 @pytest.mark.parametrize("tracker", TRACKERS)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(writes, max_size=4))
-def test_what_is_found_covers_what_memcmp_finds(tracker: str, rounds: list[Any]) -> None:
-    arena = Arena(16 * PAGE)
+def test_what_is_found_covers_what_memcmp_finds(tracker: str, huge: bool, rounds: list[Any]) -> None:
+    arena = Arena(HUGE if huge else 16 * PAGE)
+    if huge:                        # as in a node: the mapping of an active is made over memory that is there
+        arena.populate()
+        arena = Arena(fd=os.dup(arena.fd))
+        arena.touch()
     TypedArray(arena, "before", np.uint8, 3)
     array = TypedArray(arena, "array", np.uint8, SIZE, tracker, None)
     after = TypedArray(arena, "after", np.uint8, 3)
@@ -137,6 +144,28 @@ def test_a_mark_names_the_lines_it_covers_and_no_other(spans: list[tuple[int, in
         arena.write_bytes(at, bytes(n))
         want |= set(range(at // LINE, (at + n - 1) // LINE + 1))
     assert arena.dirty_line_numbers().tolist() == sorted(want) and arena.dirty_lines() == len(want)
+
+
+POPULATED = """
+import ctypes, sys
+from nfckpt.native.arena import Arena
+if sys.argv[1] == "refused":
+    assert ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0         # PR_SET_THP_DISABLE
+arena = Arena(5 << 20)
+arena.write_bytes(12345, b"kept")
+arena.populate(3 << 20)
+kib = {row.split(":")[0]: int(row.split()[1]) for row in open("/proc/self/smaps_rollup") if row.endswith("kB\\n")}
+print(kib["ShmemPmdMapped"], __import__("os").fstat(arena.fd).st_blocks // 2, bytes(arena.view()[12345:12349]), arena.view().sum())
+"""
+
+
+@pytest.mark.parametrize(("how", "huge_kib"), [("allowed", 4 << 10), ("refused", 0)])
+def test_memory_is_taken_in_huge_pages_or_else_in_small_ones(how: str, huge_kib: int) -> None:
+    """What is asked for, in whole huge pages; what was there stays."""
+    can = tuple(int(n) for n in platform.release().split(".")[:2]) >= (6, 1) and Path("/sys/kernel/mm/transparent_hugepage").is_dir()
+    out = subprocess.run([sys.executable, "-c", POPULATED, how], capture_output=True, text=True, timeout=30)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.split(" ", 2) == [str(huge_kib if can else 0), str(4 << 10), f"b'kept' {sum(b'kept')}\n"]
 
 
 def test_a_sparse_arena_of_64_gib() -> None:

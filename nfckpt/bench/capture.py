@@ -15,7 +15,7 @@ from nfckpt.bench.figure import DifferenceError
 from nfckpt.bench.machine import room_for_arenas
 from nfckpt.bench.pair import SECRET
 from nfckpt.native.arena import Arena
-from nfckpt.native.bench import Generator, fault_in, timed_capture, write_lines
+from nfckpt.native.bench import Generator, timed_capture, write_lines
 from nfckpt.native.epoch import EpochRecord, EpochWriter, Names
 from nfckpt.native.gate import Gate
 
@@ -34,7 +34,7 @@ class Capture:
         room_for_arenas(arena_bytes)
         self.arena, self.standby, self.marked = Arena(arena_bytes), Arena(arena_bytes), tracker == "barrier"
         for arena in (self.arena, self.standby):
-            fault_in(arena)
+            arena.populate()
             arena.region("lines", arena_bytes - 4096, tracker=tracker if arena is self.arena else "barrier", fallback=None)
             arena.seal()
         self.writer, self.gate, self.names = EpochWriter(SECRET), Gate([Generator([bytes(64)])], 8, 1 << 16), Names(1)

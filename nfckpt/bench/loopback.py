@@ -16,7 +16,6 @@ from nfckpt.config import Bounds
 from nfckpt.native.active_path import ActivePath
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
-from nfckpt.native.bench import fault_in
 from nfckpt.native.burst import Burst
 from nfckpt.native.channel import Channel
 from nfckpt.native.delta_encoder import DeltaEncoder
@@ -41,7 +40,7 @@ class Loopback:
                  channel: tuple[Channel, Channel], tap: Sequence[Port]) -> None:
         self.app, self.burst, self.channel = app, Burst(), channel
         self.arena = Arena(arena_bytes)
-        fault_in(self.arena)
+        self.arena.populate()
         app.declare(State(self.arena, seed=SECRET))
         gate = Gate(list(ports), 1 << 14, 32 << 20)
         self.agent = Agent(list(ports), self.arena, gate, SECRET, names_max=1 << 14)
@@ -54,7 +53,7 @@ class Loopback:
         self.agent.recording = self.path.holding = True
         self.tap = Tap(list(tap), SECRET, TAP_SKEW_NS)
         self.standby = StandbyPath(self.tap, Arena(arena_bytes), SECRET, now, len(ports))
-        fault_in(self.standby.arena)
+        self.standby.arena.populate()
         self.standby.begin(1, 1, 1)
         self.tap.open()
         self.tap.whole()

@@ -38,7 +38,7 @@ from nfckpt.native.active_path import WHY_MAIL as LEAD_MAIL
 from nfckpt.native.active_path import ActivePath
 from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
-from nfckpt.native.bench import echo, fault_in, ping
+from nfckpt.native.bench import echo, ping
 from nfckpt.native.burst import Burst
 from nfckpt.native.channel import Channel
 from nfckpt.native.epoch import EpochWriter
@@ -108,7 +108,7 @@ class Pair:
         os.sched_setaffinity(0, {here})
         self.app, self.burst_frames, self.burst = app, burst, Burst()
         self.arena = Arena(arena_bytes)
-        fault_in(self.arena)
+        self.arena.populate()
         self.state = State(self.arena, seed=SECRET)
         app.declare(self.state)
         self.gate = Gate(list(ports), 1 << 15, 32 << 20)
@@ -279,7 +279,7 @@ def standby(spec: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)            # the bench decides
     os.sched_setaffinity(0, {spec["cpu"]})
     arena = Arena(spec["arena_bytes"])
-    fault_in(arena)
+    arena.populate()
     tap = None
     if spec["tap"]:
         tap = Tap([open_port(form) for form in spec["tap"]], SECRET, spec["skew_ms"] * MS, 1 << 17, 64 << 20, 1 << 17, 64 << 20)

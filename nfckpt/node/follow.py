@@ -29,7 +29,7 @@ class Follower(Shell):
         """Dial the active, follow it, until promoted (returns) or stopped (raises)."""
         b = self.bounds
         self.arena = Arena(b.arena_bytes)
-        self.arena.populate()       # a sync would wait for each page: the kernel takes longer to make one than the channel to fill it
+        self.arena.populate(self.used_bytes)        # a sync would wait for each page: the kernel takes longer to make one than the channel to fill it
         self.clock = PairClock()
         self.parts = self._parts()                  # of the active that we may become
         self.parts.arena.touch()

@@ -55,6 +55,7 @@ class Leader(Shell):
         takeover, standby = self.takeover, self.core
         if takeover is None:
             self.arena = Arena(self.bounds.arena_bytes)
+            self.arena.populate(self.used_bytes)
             self.clock = PairClock(0, time.monotonic_ns())
             self.parts = self._parts(self.app)
             self.parts.lead(term, 1, self.life)

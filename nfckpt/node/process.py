@@ -79,7 +79,7 @@ class Node(Follower, Leader):
         scratch = Arena(self.bounds.arena_bytes)
         declare(self.config, self.app, scratch, self.secrets.table)
         self.start_us = (time.monotonic_ns() - began_ns) // 1000
-        self.layout = scratch.layout_digest()
+        self.layout, self.used_bytes = scratch.layout_digest(), scratch.used
         forms = [parse_port(form) for form in self.me.ports]
         for form in forms:
             if form.get("scheme") == "afpacket":

@@ -121,7 +121,7 @@ class Shell:
         self.patience = Patience(self.bounds.idle_spin_us, self.bounds.idle_yield_us)
         self._poll: select.poll | None = None
         self.ports: list[Any] = []
-        self.layout = b""
+        self.layout, self.used_bytes = b"", 0      # of the app's state
         self.life_fd = -1
         self.board: Board | None = None
 

@@ -23,9 +23,6 @@ from nfckpt.native.sync cimport PageSync
 from nfckpt.native.tracker cimport LINES, Marks, Watch
 
 
-cdef extern from *:
-    uint64_t __atomic_fetch_add(uint64_t*, uint64_t, int) noexcept nogil
-
 cdef enum:
     FRAMES_MAX = 4096
     FRAME_BYTES = 256
@@ -419,16 +416,6 @@ def ping(Channel channel not None, uint64_t nbytes, uint32_t window, uint64_t ro
     if r < 0:
         raise RuntimeError("the peer ended")
     return answered
-
-
-def fault_in(Arena arena not None):
-    """Touch every page through the writing mapping, as its owner would: what memory it is made of is decided then."""
-    cdef uint64_t off
-    cdef uint64_t* p
-    with nogil:
-        for off in range(0, arena.size, 4096):
-            p = <uint64_t*>(arena.base + off)
-            __atomic_fetch_add(p, 0, 0)
 
 
 def fill(Arena arena not None, str region, uint64_t seed):
