@@ -36,6 +36,7 @@ __all__ = ["Plan", "Takeover", "Takeovers", "describe", "flows", "run", "times"]
 MODULE = "nfckpt.bench.takeovers"       # also where it is __main__
 STREAMS, PAYLOAD, LATE_MS = 16, 64, 2.0
 TICK_US = 200
+SINK_NICE = 7               # clients and servers have machines of their own: a sink only has to keep up with its ring
 BEFORE_MS = 5
 DISCARD_PORT = 9
 PROTECTED_S_MAX = 60.0
@@ -65,6 +66,7 @@ class Takeover(msgspec.Struct, frozen=True, kw_only=True):
 
     way: Way
     outage_us: float
+    worst_us: float             # when the frame was sent that came latest
     idle_us: float              # the same of a window as long before it, in which nothing ended
     told_us: float              # until the survivor was told: the kernel's word, or how long before the end it had heard the last
     median_us: float
@@ -169,7 +171,7 @@ class Stage:
         self.pair.wait_protected(PROTECTED_S_MAX)
         self._open_flows(CLIENT_IPS, SERVER_IP)
         want = {"server": SERVER_IP, "device": "eth0", "streams": STREAMS, "payload_bytes": PAYLOAD, "late_ms": LATE_MS,
-                "frames_s": plan.frames_s, "tick_us": TICK_US}
+                "frames_s": plan.frames_s, "tick_us": TICK_US, "nice": SINK_NICE}
         self.ends = {role: Program(self.bed.ns(role), "udp", {**want, "role": role, "addresses": list(ips)})
                      for role, ips in (("server", (SERVER_IP,)), ("client", CLIENT_IPS))}
         for program in self.ends.values():
@@ -270,7 +272,7 @@ class Stage:
         exited, _ = self.wait("exited", lambda f: f["node"] == node)
         time.sleep(max(0.0, (t + self.plan.window_ms * MS - time.monotonic_ns()) / 1e9) + 0.02)
         outage_us, worst, seen = self._worst_us(t)
-        return Takeover(way=way, outage_us=outage_us, idle_us=idle_us, told_us=(taken["lost_ns"] - t) / 1e3, median_us=worst["median_ns"] / 1e3,
+        return Takeover(way=way, outage_us=outage_us, worst_us=(worst["worst_sent_ns"] - t) / 1e3, idle_us=idle_us, told_us=(taken["lost_ns"] - t) / 1e3, median_us=worst["median_ns"] / 1e3,
                         gap_us=max(s["gap_ns"] for s in seen) / 1e3, protected_us=(protected - t) / 1e3,
                         sync_us=(protected - protecting) / 1e3, start_us=(protecting - exited) / 1e3,
                         hang_bound_us=1e3 * float(standby.get("hang_bound_ms", 0)), receipt=receipt)

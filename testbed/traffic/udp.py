@@ -32,13 +32,16 @@ ABSENT_MAX = 1000
 
 class Endpoint:
     """One side. `want`: role, addresses, server, streams, frames_s (0: never send), payload_bytes, device, late_ms, and for a
-    finer pace tick_us: the sender then comes before everybody else whenever a frame is due, as if it had a machine of its own."""
+    finer pace tick_us: the sender then comes before everybody else whenever a frame is due, as if it had a machine of its own
+    (native.traffic: `first`). `nice`: added to the process's."""
 
     def __init__(self, want: dict[str, Any]) -> None:
         self.streams: int = want["streams"]
         self.frames_s: int = want["frames_s"]
         self.payload: int = want["payload_bytes"]
         self.tick_us: int = want.get("tick_us", 1000)
+        self.first = self.tick_us < 1000
+        os.nice(want.get("nice", 0))            # of the sink, and what is left of the sender without a real-time priority
         self.is_client = want["role"] == "client"
         addresses: list[str] = want["addresses"]
         self.socks: list[socket.socket] = []
@@ -77,13 +80,13 @@ class Endpoint:
         else:
             sources = [self.sink.source(stream) for stream in range(self.streams)]
             targets = [(self.socks[0].fileno(), *source) for source in sources if source]
-        self.sender = Sender(targets, self.frames_s, self.payload, self.tick_us)
+        self.sender = Sender(targets, self.frames_s, self.payload, self.tick_us, self.first)
         thread = threading.Thread(target=self._send, args=(self.sender,), daemon=True)
         thread.start()
         self.threads.append(thread)
 
     def _send(self, sender: Sender) -> None:
-        if self.tick_us < 1000:
+        if self.first:
             with suppress(PermissionError):
                 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         sender.run()
@@ -111,12 +114,13 @@ class Endpoint:
 
     def around(self, t_ns: int, since_ns: int, until_ns: int) -> dict[str, Any]:
         """One-way delays, ns, of what came here: the median of frames sent before `t_ns`, and the largest of those sent from `since_ns`
-        to `until_ns`; how many these were, and the longest time in which the sender sent none."""
+        to `until_ns`, and when it was sent; how many these were, and the longest time in which the sender sent none."""
         sent, came = np.frombuffer(self.sink.times(), np.uint64).reshape(-1, 2).astype(np.int64).T
         before, near = sent < since_ns, (sent >= since_ns) & (sent <= until_ns)
         gaps = np.diff(np.unique(sent[near]))
+        delays = np.where(near, came - sent, 0)
         return {"t_ns": t_ns, "frames": int(near.sum()), "median_ns": int(np.median((came - sent)[before])) if before.any() else 0,
-                "worst_ns": int((came - sent)[near].max(initial=0)), "gap_ns": int(gaps.max(initial=0))}
+                "worst_ns": int(delays.max(initial=0)), "worst_sent_ns": int(sent[delays.argmax()]) if near.any() else t_ns, "gap_ns": int(gaps.max(initial=0))}
 
     def counters(self) -> dict[str, Any]:
         sink = self.sink

@@ -10,7 +10,9 @@ Picture     0       4        6      8     16      24          32      40        
             check = nf_hash(KEYS, nf_hash(KEYS, 0, bytes 0..32), bytes 40..)            (digest.pxd)
 
 Sender      every millisecond (`tick_us`) one sendmmsg of what is due, the streams in turn. A number is used up only when the
-            kernel took the datagram, so `sent` is exact. After a hole it catches up at twice the pace, at most 50 ms.
+            kernel took the datagram, so `sent` is exact. After a hole it catches up at twice the pace, at most 50 ms. One that
+            comes before everybody else (`first`) catches up one tick at most and rests as long as it sent: on a machine that is
+            slow for a while it would take the whole core, and what is measured would be the want of it.
 Sink        reads its own TPACKET_V2 ring (see packet_mmap in the kernel's documentation), not a socket: a ring of
             16,384 frames needs no privilege over net.core.rmem_max and holds 0.8 s at 20,000 frames/s, so it may
             sleep a millisecond between looks and the kernel's timestamps still say when each frame came.
@@ -177,7 +179,7 @@ cdef void _fill(uint8_t* p, uint32_t n, uint16_t stream, uint16_t kind, uint64_t
 
 cdef class Sender:
     """`frames_s` datagrams a second over `targets`, one (fd, ip, port) a stream; ip None: the fd is connected. `tick_us`: between
-    two looks at what is due.
+    two looks at what is due. `first`: its thread has a real-time priority.
 
     Call `run` on a thread of its own; it returns after `halt`. Counters may be read at any time.
     """
@@ -188,17 +190,19 @@ cdef class Sender:
     cdef uint64_t seq[STREAMS_MAX]
     cdef uint32_t streams, payload, stopped
     cdef uint64_t rate, tick_ns
+    cdef bint first
     cdef readonly uint64_t errors       # refused by the kernel: no route, no memory; the number is tried again
     cdef readonly uint64_t skipped      # due but not sent, because the sender was held up
     cdef readonly int last_errno
 
-    def __cinit__(self, targets, uint64_t frames_s, uint32_t payload_bytes, uint32_t tick_us=1000):
+    def __cinit__(self, targets, uint64_t frames_s, uint32_t payload_bytes, uint32_t tick_us=1000, bint first=False):
         if not 0 < len(targets) <= STREAMS_MAX or payload_bytes < HEADER or not 0 < frames_s <= 1000000 or not 0 < tick_us <= 1000:
             raise StateError("a sender needs 1 to 64 streams, payloads of 40 bytes or more, 1 to 1,000,000 frames/s, ticks of 1 to 1,000 µs")
         self.batch = <nf_batch*>calloc(1, sizeof(nf_batch))
         self.bytes_ = <uint8_t*>calloc(NF_BATCH, payload_bytes)
         if self.batch == NULL or self.bytes_ == NULL:
             raise MemoryError
+        self.first = first
         self.streams, self.payload, self.rate, self.tick_ns = <uint32_t>len(targets), payload_bytes, frames_s, 1000 * <uint64_t>tick_us
         for i, (fd, ip, port) in enumerate(targets):
             self.fds[i] = fd
@@ -224,14 +228,14 @@ cdef class Sender:
             self._run()
 
     cdef void _run(self) noexcept nogil:
-        cdef uint64_t start = nf_clock(CLOCK_MONOTONIC), tick = start, now, due, done = 0, total = 0
+        cdef uint64_t start = nf_clock(CLOCK_MONOTONIC), tick = start, began, now, due, done = 0, total = 0
         cdef uint64_t most = 2 * self.rate * self.tick_ns // 1000000000 + 1
-        cdef uint64_t behind = self.rate * CATCH_UP_NS // 1000000000 + most
+        cdef uint64_t behind = most if self.first else self.rate * CATCH_UP_NS // 1000000000 + most
         cdef uint32_t s = 0, n
         cdef int i, r
         nf_wake_on_time()
         while not __atomic_load_n(&self.stopped, __ATOMIC_ACQUIRE):
-            now = nf_clock(CLOCK_MONOTONIC)
+            began = now = nf_clock(CLOCK_MONOTONIC)
             due = (now - start) * self.rate // 1000000000 - done
             if due > behind:
                 self.skipped += due - behind
@@ -254,10 +258,8 @@ cdef class Sender:
                 done += r
                 due -= r
             s = (s + 1) % self.streams
-            tick += self.tick_ns
             now = nf_clock(CLOCK_MONOTONIC)
-            if tick < now:
-                tick = now
+            tick = max(tick + self.tick_ns, now + (now - began) if self.first else now)
             nf_sleep_until(tick)
 
 
