@@ -292,7 +292,44 @@ def test_bounds_of_a_segment() -> None:
         Segment.create(4096, b"short", 1)
 
 
+def test_a_segment_takes_its_memory_in_steps() -> None:
+    segment = Segment.blank(1 << 16)
+    taken = [os.fstat(segment.fd).st_blocks * 512]
+    while not segment.prepare(1 << 14):
+        taken.append(os.fstat(segment.fd).st_blocks * 512)
+    assert taken == [n << 14 for n in range(5)]
+    assert os.fstat(segment.fd).st_blocks * 512 == 4096 + (1 << 16) and segment.prepare(1)
+    segment.seal(SESSION, 1)
+    theirs = Segment.open(segment.fd, SESSION, 1, 1 << 16)
+    assert peek(theirs, 4096, 1 << 16) == bytes(1 << 16) and fcntl.fcntl(segment.fd, 1034) & SEALS == SEALS
+    early = Segment.blank(1 << 16)
+    early.prepare(4096)
+    early.seal(SESSION, 1)                  # takes what is missing
+    assert os.fstat(early.fd).st_blocks * 512 == 4096 + (1 << 16)
+
+
 # ---- rendezvous
+
+def test_a_listener_has_the_next_channels_memory_before_it_is_asked(tmp_path: Path) -> None:
+    before = open_fds()
+    listener = ShmListener(tmp_path / "s", ShmOptions(ring_bytes=1 << 18))
+    for _ in range(2):                      # one follower after the other
+        for _ in range(10):
+            listener.prepare()
+        spare = listener._spare
+        assert spare is not None and os.fstat(spare.fd).st_blocks * 512 == 4096 + (1 << 18)
+        connect = ShmConnect(tmp_path / "s", ShmOptions(ring_bytes=1 << 18))
+        mine: ShmTransport | None = None
+        theirs: ShmTransport | None = None
+        while mine is None or theirs is None:
+            mine, theirs = mine or listener.accept(), theirs or connect.poll()
+        assert mine.tx is spare
+        mine.close()
+        theirs.close()
+    listener.prepare()
+    listener.close()
+    assert open_fds() == before
+
 
 def test_life_page_identity_and_no_leak(tmp_path: Path) -> None:
     before = open_fds()

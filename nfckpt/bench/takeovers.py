@@ -40,6 +40,7 @@ SINK_NICE = 7               # clients and servers have machines of their own: a 
 BEFORE_MS = 5
 DISCARD_PORT = 9
 PROTECTED_S_MAX = 60.0
+ANSWER_S_MAX = 60.0         # of a traffic program, whose turn comes late on a busy machine
 MS = 1_000_000
 Way = Literal["kill", "segv", "stop", "machine", "graceful", "none"]
 
@@ -252,7 +253,7 @@ class Stage:
 
     def _worst_us(self, t: int) -> tuple[float, dict[str, Any], list[dict[str, Any]]]:
         """The outage around `t`, what the sink that saw it says, and what both say."""
-        seen = [p.ask(f"around {t} {t - BEFORE_MS * MS} {t + self.plan.window_ms * MS}", "around", 10) for p in self.ends.values()]
+        seen = [p.ask(f"around {t} {t - BEFORE_MS * MS} {t + self.plan.window_ms * MS}", "around", ANSWER_S_MAX) for p in self.ends.values()]
         worst = max(seen, key=lambda s: s["worst_ns"] - s["median_ns"])
         return (worst["worst_ns"] - worst["median_ns"]) / 1e3, worst, seen
 

@@ -98,6 +98,8 @@ class Follower(Shell):
             if core.promotable and self.listener is None:       # what a takeover would wait for
                 self.listener = Listener(self.config, self.spec, self.life_fd)
                 self.parts.declare_ahead()
+            if self.listener is not None:
+                self.listener.prepare()
             if now >= self._drops_ns:
                 self._drops_ns = now + 50 * MS
                 core.tap.note_drops(now)

@@ -383,6 +383,7 @@ class Leader(Shell):
         """Let a follower in."""
         listener = self.listener
         assert listener is not None
+        listener.prepare()
         if self.transport is None and self.suspects is None and (fresh := listener.poll()) is not None:
             if core.state.value == "solo":
                 self._adopt(fresh)

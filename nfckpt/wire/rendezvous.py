@@ -68,6 +68,11 @@ class Listener:
     def poll(self) -> Transport | None:
         return self._of.accept() if isinstance(self._of, ShmListener) else self._of.poll()
 
+    def prepare(self) -> None:
+        """About once a millisecond: a little of what the next channel needs, so that its handshake holds nobody up."""
+        if isinstance(self._of, ShmListener):
+            self._of.prepare()
+
     @property
     def refused(self) -> int:
         """Handshakes that failed so far."""

@@ -41,6 +41,7 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,7 @@ _CRED = struct.Struct("iII")
 SO_PEERPIDFD = 77
 HANDSHAKES_MAX = 8          # at once, a listener; more wait in the kernel's queue
 REASON_BYTES_MAX = 200
+STEP_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class ShmListener:
         self.last_refusal: str | None = None
         self._options = options
         self._open: list[_Handshake] = []
+        self._spare: Segment | None = None      # of the next handshake, and whether it has all its memory
+        self._prepared = False
         self._sock = _socket()
         try:
             _unlink_stale(self.path)
@@ -148,7 +152,7 @@ class ShmListener:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, ConnectionError):
                 break
-            self._open.append(_Handshake(sock, ACCEPTOR, self._options))
+            self._open.append(_Handshake(sock, ACCEPTOR, self._options, self._take_spare))
         for handshake in list(self._open):
             try:
                 transport = handshake.step()
@@ -162,12 +166,28 @@ class ShmListener:
                 return transport
         return None
 
+    def prepare(self) -> None:
+        """Take some of the memory of the next channel, STEP_BYTES at most: all of it takes 5 to 10 ms, for which nobody would forward packets.
+        Call it about once a millisecond; a handshake that comes too early takes what is missing."""
+        if not self._prepared:
+            try:
+                self._spare = self._spare or Segment.blank(self._options.ring_bytes)
+                self._prepared = self._spare.prepare(STEP_BYTES)
+            except MachineError:
+                self._prepared = True           # the handshake says so, to whom it concerns
+
+    def _take_spare(self) -> Segment:
+        spare, self._spare, self._prepared = self._spare, None, False
+        return spare or Segment.blank(self._options.ring_bytes)
+
     def close(self) -> None:
         """Stop listening and remove the path. Channels already handed out live on. Idempotent."""
         if self._sock.fileno() >= 0:
             for handshake in self._open:
                 handshake.abandon()
             self._open.clear()
+            if self._spare is not None:
+                self._spare.close()
             self._sock.close()
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
@@ -248,8 +268,9 @@ def shm_connect(
 class _Handshake:
     """One rendezvous, from a connected socket to a ShmTransport. `step()` until it returns one or raises."""
 
-    def __init__(self, sock: socket.socket, role: int, options: ShmOptions) -> None:
+    def __init__(self, sock: socket.socket, role: int, options: ShmOptions, blank: Callable[[], Segment] | None = None) -> None:
         sock.setblocking(False)
+        self._blank = blank or (lambda: Segment.blank(options.ring_bytes))
         self._sock = sock
         self._role = role
         self._options = options
@@ -386,7 +407,8 @@ class _Handshake:
         self._session = hashlib.sha256(b"nfckpt shm session" + both).digest()[:16]
         keys = [hashlib.sha256(b"nfckpt shm check" + bytes([r]) + both).digest() for r in (CONNECTOR, ACCEPTOR)]
         self._keys = (keys[0], keys[1]) if self._role == CONNECTOR else (keys[1], keys[0])
-        self._tx = Segment.create(self._options.ring_bytes, self._session, self._role)
+        self._tx = self._blank()
+        self._tx.seal(self._session, self._role)
         self._bell_in = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._fds.append(self._bell_in)
         fds = [self._tx.fd, self._bell_in]

@@ -36,7 +36,11 @@ from libc.string cimport memcmp, memcpy
 cdef extern from "sys/mman.h" nogil:
     void* mmap_ "mmap"(void*, size_t, int, int, int, long)
     int munmap(void*, size_t)
-    enum: PROT_NONE, PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE
+    int madvise(void*, size_t, int)
+    enum: PROT_NONE, PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED
+
+cdef enum:
+    MADV_POPULATE_WRITE = 23    # Linux 5.14; older kernels map page by page at the first writes
 
 cdef bytes _magic = b"NFCKSHM1"
 MAGIC = _magic
@@ -49,6 +53,11 @@ def _ring_bytes_ok(n):
     return RING_BYTES_MIN <= n <= RING_BYTES_MAX and n & (n - 1) == 0
 
 
+def _no_ring(ring_bytes, e):
+    return MachineError(f"no shared ring of {ring_bytes} bytes: {e.strerror}",
+                        "needs memfd_create, F_SEAL_FUTURE_WRITE (Linux 5.1) and the memory")
+
+
 cdef class Segment:
     """`Segment.create(ring_bytes, session, role)` on the writer's side, `Segment.open(fd, session, role)` on the other's."""
 
@@ -58,26 +67,54 @@ cdef class Segment:
 
         `ring_bytes`: a power of two, 4096 to 2**30. `session`: 16 bytes. Raises ConfigError, MachineError.
         """
+        s = Segment.blank(ring_bytes)
+        s.seal(session, role)
+        return s
+
+    @staticmethod
+    def blank(uint64_t ring_bytes):
+        """One that is nobody's yet and has no memory: `prepare` takes it, `seal` what is left. Raises as `create`."""
         if not _ring_bytes_ok(ring_bytes):
             raise ConfigError(f"ring_bytes = {ring_bytes}", "a power of two between 4096 and 2**30")
-        if len(session) != 16:
-            raise ConfigError(f"session id of {len(session)} bytes", "16 bytes")
         cdef Segment s = Segment.__new__(Segment)
         try:
             s.fd = os.memfd_create("nfckpt-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(s.fd, SEG_HEADER + ring_bytes)
-            os.posix_fallocate(s.fd, 0, SEG_HEADER + ring_bytes)     # no page is ever missing later
-            s._map(ring_bytes, True)
-            memcpy(s.h.magic, <const uint8_t*>_magic, 8)
-            s.h.version = SEG_VERSION
-            s.h.role = role
-            s.h.ring_bytes = ring_bytes
-            memcpy(s.h.session, <const uint8_t*>session, 16)
-            fcntl.fcntl(s.fd, F_ADD_SEALS, SEALS)
         except OSError as e:
-            raise MachineError(f"no shared ring of {ring_bytes} bytes: {e.strerror}",
-                               "needs memfd_create, F_SEAL_FUTURE_WRITE (Linux 5.1) and the memory") from None
+            raise _no_ring(ring_bytes, e) from None
+        s._map(ring_bytes, True)
         return s
+
+    def prepare(self, uint64_t nbytes):
+        """Take the memory of the next `nbytes`, some 0.1 ms for 64 KiB. True: that was the last. Raises MachineError."""
+        cdef uint64_t left = SEG_HEADER + self.ring_bytes - self.ready, n = min((nbytes + 4095) & ~<uint64_t>4095, left)
+        cdef uint8_t* p = <uint8_t*>self.h + self.ready
+        cdef uint64_t head = SEG_HEADER if self.ready == 0 else 0       # is not mapped twice
+        if n:
+            try:
+                os.posix_fallocate(self.fd, self.ready, n)      # no page is ever missing later
+            except OSError as e:
+                raise _no_ring(self.ring_bytes, e) from None
+            with nogil:
+                madvise(p, n, MADV_POPULATE_WRITE)              # both ways to it
+                madvise(p + self.ring_bytes + head, n - head, MADV_POPULATE_WRITE)
+            self.ready += n
+        return n == left
+
+    def seal(self, bytes session not None, uint32_t role):
+        """It is one side's of `session` (16 bytes) from here on, and whole. Raises ConfigError, MachineError."""
+        if len(session) != 16:
+            raise ConfigError(f"session id of {len(session)} bytes", "16 bytes")
+        self.prepare(self.ring_bytes + SEG_HEADER)
+        memcpy(self.h.magic, <const uint8_t*>_magic, 8)
+        self.h.version = SEG_VERSION
+        self.h.role = role
+        self.h.ring_bytes = self.ring_bytes
+        memcpy(self.h.session, <const uint8_t*>session, 16)
+        try:
+            fcntl.fcntl(self.fd, F_ADD_SEALS, SEALS)
+        except OSError as e:
+            raise _no_ring(self.ring_bytes, e) from None
 
     @staticmethod
     def open(int fd, bytes session not None, uint32_t role, uint64_t ring_bytes):
@@ -116,9 +153,8 @@ cdef class Segment:
         cdef uint8_t* p = <uint8_t*>mmap_(NULL, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if p == <uint8_t*>-1:
             raise MachineError(f"no address space for a ring of {ring_bytes} bytes")
-        if (mmap_(p, SEG_HEADER + ring_bytes, prot, MAP_SHARED | MAP_FIXED | MAP_POPULATE, self.fd, 0) == <void*>-1
-                or mmap_(p + SEG_HEADER + ring_bytes, ring_bytes, prot, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
-                         self.fd, SEG_HEADER) == <void*>-1):
+        if (mmap_(p, SEG_HEADER + ring_bytes, prot, MAP_SHARED | MAP_FIXED, self.fd, 0) == <void*>-1
+                or mmap_(p + SEG_HEADER + ring_bytes, ring_bytes, prot, MAP_SHARED | MAP_FIXED, self.fd, SEG_HEADER) == <void*>-1):
             munmap(p, whole)
             raise MachineError(f"cannot map a ring of {ring_bytes} bytes")
         self.h = <SegHeader*>p
