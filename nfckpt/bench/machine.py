@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nfckpt.bench.figure import UnavailableError
+from nfckpt.native.arena import Arena
 
 __all__ = ["machine", "machine_line", "room_for_arenas"]
 
@@ -37,7 +38,7 @@ def room_for_arenas(arena_bytes: int) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """cpu, cpus, memory_gib, kernel, virtual (by a hypervisor), governor, huge_pages, load, python."""
+    """cpu, cpus, memory_gib, kernel, virtual (by a hypervisor), governor, huge_pages (of an arena), load, python."""
     return {
         "cpu": _read("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
@@ -45,7 +46,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "virtual": "hypervisor" in _read("/proc/cpuinfo", "flags").split(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "none",
-        "huge_pages": _read("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+        "huge_pages": Arena(2 << 20).populate() > 0,
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
     }
