@@ -8,7 +8,8 @@ Picture     page   0 ............... next ........................ end
 
 Why         A page is copied at a cut, in the same instant as the lines of pages sent before it, so the standby is a true copy of
             what is sent so far after each epoch, and of everything after the last. Each page crosses once.
-            A page that reads zero is not sent: the standby's is zero, since nothing of it was sent either.
+            A page that reads zero is not sent: the standby's is zero, since nothing of it was sent either. Holes of the memfd are
+            found by lseek(SEEK_DATA) and never touched: reading one would allocate it.
 
 Promises    P1 a group looks at `group` pages at most, and `group` follows the measured pause: after a poll with a group that took longer
                than `pause_us` it shrinks in proportion, by half at most, else it grows by an eighth; it never exceeds `group_max`.
@@ -19,6 +20,27 @@ from nfckpt.errors import StateError
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memset
 from nfckpt.native.arena cimport PAGE
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <errno.h>
+    #include <unistd.h>
+    #include <sys/types.h>
+    #ifndef SEEK_DATA
+    #define SEEK_DATA 3
+    #endif
+    /* The first page from `page` on that the file holds; `end` when there is none. */
+    static inline unsigned nf_next_data(int fd, unsigned page, unsigned end) {
+        off_t at = lseek(fd, (off_t)page * 4096, SEEK_DATA);
+        if (at < 0) return errno == ENXIO ? end : page;
+        return at / 4096 < end ? (unsigned)(at / 4096) : end;
+    }
+    """
+    uint32_t nf_next_data(int fd, uint32_t page, uint32_t end) noexcept nogil
+
 
 cdef bint is_zero(const unsigned char* page) noexcept nogil:
     return page[0] == 0 and memcmp(page, page + 1, PAGE - 1) == 0
@@ -53,8 +75,14 @@ cdef class PageSync:
     cdef uint32_t choose(self, uint64_t epoch) noexcept nogil:
         """Decide the group that rides on `epoch`: numbers in `chosen`, how many is returned. `next` moves behind it."""
         cdef uint32_t end = <uint32_t>(self.arena._top // PAGE), n = 0, looked = 0
+        cdef bint maybe_hole = True
         while self.next < end and looked < self.group:
-            if not is_zero(self.arena.base + <uint64_t>self.next * PAGE):
+            if maybe_hole:
+                self.next = nf_next_data(self.arena.fd, self.next, end)
+                if self.next == end:
+                    break
+            maybe_hole = is_zero(self.arena.base + <uint64_t>self.next * PAGE)
+            if not maybe_hole:
                 self.chosen[n] = self.next
                 n += 1
             self.next += 1
