@@ -258,9 +258,9 @@ class Stage:
         return (worst["worst_ns"] - worst["median_ns"]) / 1e3, worst, seen
 
     def one(self, way: Way) -> Takeover:
-        node, active, standby = self.status()
-        term = int(active["term"]) + 1
         idle_us = self._worst_us(time.monotonic_ns() - self.plan.window_ms * MS)[0]
+        node, active, standby = self.status()           # at the last moment: protection may be lost while the sinks count
+        term = int(active["term"]) + 1
         t = self.end_active(node, way)
         self.wait("active", lambda f: f["term"] >= term)
         if way == "machine":
