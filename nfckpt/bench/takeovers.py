@@ -124,6 +124,7 @@ def describe(found: Takeovers, note: str) -> dict[str, Any]:
         "ways": " ".join(plan.ways), "takeovers": len(found.each), "profile": plan.profile, "app": plan.app, "flows": plan.flows,
         "frames_per_s": f"{plan.frames_s} each way", "frame_bytes": PAYLOAD + 42, "nice": "-15 where allowed",
         "median_delay_us": round(statistics.median(t.median_us for t in found.each)) if found.each else "-",
+        "latest_sent_us": round(statistics.median(t.worst_us for t in found.each)) if found.each else "-",
         "sender_gap_us_max": round(max((t.gap_us for t in found.each), default=0))}}
 
 

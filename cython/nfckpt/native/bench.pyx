@@ -246,26 +246,6 @@ def gather(Arena arena not None, const uint32_t[::1] lines not None, uint8_t[::1
     return began
 
 
-def write_and_gather(Arena arena not None, const uint32_t[::1] lines not None, uint8_t[::1] into not None):
-    """As write_lines of lines that were asked for first, and at once gather of them. Returns ns of the gathering alone: the copy of a
-    capture that follows its writes as closely, which waits for those that are still on their way to the cache."""
-    cdef Py_ssize_t i, n = lines.shape[0]
-    cdef uint64_t began
-    if into.shape[0] < n * LINE:
-        raise ValueError("no room for the lines")
-    with nogil:
-        for i in range(n):
-            CHECK(<uint64_t>lines[i] * LINE < arena.size)
-            arena.expect(<uint64_t>lines[i] * LINE)
-        for i in range(n):
-            (<uint64_t*>arena.write(<uint64_t>lines[i] * LINE, LINE))[0] += 1
-        began = monotonic_ns()
-        for i in range(n):
-            memcpy(&into[i * LINE], arena.base + <uint64_t>lines[i] * LINE, LINE)
-        began = monotonic_ns() - began
-    return began
-
-
 cdef class ScanAndCopy:
     """The kernel's scan over a mapping of our own, and a plain copy of the pages it reports. `memory`: a mapping, page aligned.
 

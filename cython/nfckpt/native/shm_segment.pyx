@@ -19,7 +19,7 @@ peer: how far I have read *yours*, whether I sleep, whether I have closed. So no
 
 Integers are little endian. The ring is mapped twice in a row, so a record that wraps is still contiguous.
 
-Sealing     create, size, allocate, map writable, then F_SEAL_SHRINK | GROW | FUTURE_WRITE | SEAL: from then on no
+Sealing     create, size, map writable, allocate (`prepare`, in steps), then F_SEAL_SHRINK | GROW | FUTURE_WRITE | SEAL: from then on no
             mapping, write() or ftruncate() of anybody can change it but the mapping its owner already has, and the
             reader cannot be hit by SIGBUS through a shrunk file. (memfd_create(2), fcntl(2) "File sealing".)
 Promises    S1 `open` maps nothing before seals and size are checked, and trusts no header word that it did not expect.

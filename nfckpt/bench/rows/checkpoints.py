@@ -21,7 +21,7 @@ from nfckpt.bench.pair import Pair
 from nfckpt.bench.slices import Pairs, pairs
 from nfckpt.bench.work import FRAME_BYTES, line_writer, segments, udp_frame
 from nfckpt.native.arena import Arena
-from nfckpt.native.bench import write_and_gather
+from nfckpt.native.bench import gather, write_lines
 
 KEYS = ("checkpoints_per_s", "pause_us_p50", "pause_us_p99")
 BURST, WINDOW, SKEW_MS = 32, 256, 20
@@ -84,7 +84,9 @@ def copy_us(arena: Arena, lines: int) -> float:
     """Median µs of copying so many lines anywhere in `arena` that were just written, and nothing else: no capture can be shorter."""
     rng, into, took = np.random.default_rng(1), np.zeros(lines * 64, np.uint8), []
     for _ in range(2000):
-        took.append(write_and_gather(arena, rng.integers(64, arena.size // 64, lines, np.uint32), into))
+        where = rng.integers(64, arena.size // 64, lines, np.uint32)
+        write_lines(arena, where)
+        took.append(gather(arena, where, into))
         arena.forget_writes()
     return float(np.median(took)) / 1000
 
