@@ -198,6 +198,28 @@ def test_active_dead_with_acked_outputs_unreleased(rig: VethRig, profile: str) -
 
 
 @BOTH
+def test_active_dead_link_after_link(rigs: Rigs, profile: str) -> None:
+    """Its machine goes down link after link, carrier or not, its process last, within a skew: what it let go into a link that was cut already
+    is emitted again, what it did not get any more is replayed."""
+    with rigs.own(profile, tap_skew_ms_max=300) as rig:
+        rig.traffic.go()
+        flows(rig)
+        term, old, new = rig.term, rig.active, rig.standby
+        for link in "wan", "lan", "rep":
+            rig.bed.cut(f"{old}.{link}")
+            time.sleep(0.06)
+        rig.pair.kill_active()
+        until(lambda: rig.seen("takeover", new), 20)
+        for link in "wan", "lan", "rep":
+            rig.bed.mend(f"{old}.{link}")
+        rig.protected(term + 1, WHOLE_S_MAX)
+        (receipt,) = rig.receipts(1)
+        assert receipt["reemitted"] > 50 and (receipt["node"], receipt["doubled"], receipt["active_missed"]) == (new, 0, 0)
+        flows(rig)
+        rig.check()
+
+
+@BOTH
 def test_active_port_cut(rig: VethRig, profile: str) -> None:
     """A graceful switch to a standby that has carrier everywhere: it emits again what met the dead port, and replays its tap."""
     term, old, new = rig.term, rig.active, rig.standby

@@ -148,6 +148,7 @@ class Standby:
             if beat.echo_ns > now:
                 raise PeerError("a beat answers a time stamp that was never sent")
             self.path.peer_stamp = beat.stamp_ns
+            self.path.echoed(beat.echo_ns)
             if beat.amount and self.open_ns and not self.waiting:       # what waits may name frames of before
                 self.tap.emptied(beat.amount, beat.echo_ns)
             if self.claimed:
@@ -210,7 +211,7 @@ class Standby:
             return [*effects, Event("divergent", {"epoch": path.divergent_epoch}),
                     Stop(6, f"the arena differs from the active's at epoch {path.divergent_epoch}")]
         if not self.handover:           # what was let go last may have met a dead port: it is not forgotten any more
-            self.tap.age(path.released_through)
+            self.tap.age(path.released_through, path.alive_ns)
         return [*effects, *self._need(now), *self._progress(now), *self._claim(now)]
 
     def _claim(self, now: int) -> list[Effect]:

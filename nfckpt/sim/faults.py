@@ -8,7 +8,7 @@ Each fault draws from a generator of its own, so leaving one out changes nothing
 protected again: a crash that strikes a pair at work says more than one that strikes a pair which is down.
 
 Strikes     at a step of a node: between two effects, between receive, app, gate, capture, ship and release, in a takeover.
-Crash       the process; or its machine (hosts): no end of the channel, no keeper that reports it.
+Crash       the process; or its machine: link after link, then the process; hosts: no end of the channel, no keeper that reports it.
 """
 
 from __future__ import annotations
@@ -181,8 +181,24 @@ class Faults:
 
     def _crash_active(self, node: SimShell) -> None:
         self.world.referee.fault()
+        if not self.world.hosts and self.rng.random() < 0.2:
+            self._links_first(node)
+            return
         self.world.covered.add(f"crash active at {node.point}")
         self.world.kill(node, "crash")
+
+    def _links_first(self, node: SimShell) -> None:
+        """Its machine goes link after link, the first one now, and its process less than a skew later."""
+        w, skew = self.world, self.world.bounds.tap_skew_ms_max * MS
+        first = self.rng.choice(w.hubs)
+        for hub in () if w.ship else w.hubs:
+            w.at(w.now + (self.rng.randrange(skew) if hub is not first else 0), lambda index=hub.index: node.unplugged.add(index))      # type: ignore[misc]
+        w.at(w.now + skew - self.rng.randrange(skew // 2), lambda: self._gone(node))
+
+    def _gone(self, node: SimShell) -> None:
+        if node.alive:
+            self.world.referee.fault()
+            self.world.kill(node, "its machine is gone", machine=self.world.hosts)
 
     def _crash_standby(self, node: SimShell) -> None:
         """Perhaps in the middle of its promotion."""
@@ -192,9 +208,13 @@ class Faults:
 
     def _machine_active(self, node: SimShell) -> None:
         self.world.referee.fault()
-        self.world.kill(node, "its machine is gone", machine=True)
+        if self.rng.random() < 0.5:
+            self._links_first(node)
+        else:
+            self._gone(node)
 
-    _machine_standby = _machine_active
+    def _machine_standby(self, node: SimShell) -> None:
+        self._gone(node)
 
     def _stop_active(self, node: SimShell) -> None:
         self.world.referee.fault()
@@ -308,6 +328,8 @@ class Faults:
 
     def copies(self, node: str, sender: str, port: int, frame: bytes) -> int:
         """How many of this frame reach `node`."""
+        if (life := self.world.lives.get(node)) is not None and life.alive and port in life.unplugged:
+            return 0
         fog = self._fog.get(node)
         if fog is None:
             return 1

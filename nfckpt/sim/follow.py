@@ -173,7 +173,7 @@ class SimFollower(SimShell):
             w.referee.fail(f"I8: epoch {record.epoch} undone does not give back what was before")
 
     def _forgets(self, core: Standby) -> None:
-        """Rules 6 and 7: what is older than the skew is settled, seen or not."""
+        """Rules 6 and 7: what is older than the skew is settled, seen or not; an output, if the active lived as long."""
         tap, said = core.tap, self._said
         if tap.read_ns < self.now - 2 * tap.skew_ns:
             self._behind_ns = self.now              # it does not come to reading: nothing can be called missing
@@ -182,7 +182,7 @@ class SimFollower(SimShell):
         released, names = 0, 0
         for at, n, _, _ in said:
             names += n if at >= tap.read_ns - 2 * tap.skew_ns else 0
-        while said and said[0][0] < tap.read_ns - 8 * tap.skew_ns:
+        while said and said[0][0] < min(tap.read_ns, core.path.alive_ns) - 8 * tap.skew_ns:
             released = max(released, said.popleft()[2])
         self._released = max(self._released, released)
         if core.state.value == "standby" and not core.waiting and not core.handover:     # handed over: nothing is forgotten any more

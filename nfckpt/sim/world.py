@@ -368,12 +368,14 @@ class World:
 
     def emit(self, node: SimShell, hub: Hub, frame: bytes) -> None:
         """A node's kernel takes a frame from the ring."""
-        self.trace(node, f"emits {frame[14:45].hex()}")
+        reaches = hub.index not in node.unplugged
+        self.trace(node, f"emits {frame[14:45].hex()}{'' if reaches else ', into a cut link'}")
         try:
-            self.referee.left(node, hub.index, frame)
+            self.referee.left(node, hub.index, frame, reaches)
         except SimViolation as e:
             self._broken = self._broken or e        # native code called us, and it would swallow it
-        hub.send(node.node, frame)
+        if reaches:
+            hub.send(node.node, frame)
 
     def _send(self, port: int, frame: bytes) -> None:
         self.referee.ledger.sent((port, frame), self.now)

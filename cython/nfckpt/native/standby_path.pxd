@@ -30,6 +30,7 @@ cdef class StandbyPath:
     cdef readonly uint64_t now_ns           # the pair's time of the last commit
     cdef readonly uint64_t commit_ns        # own clock, of the last commit
     cdef readonly uint64_t heard_ns         # own clock, any message of the active
+    cdef readonly uint64_t alive_ns         # own clock, the youngest stamp that the active answered: it lived then
     cdef public uint64_t peer_stamp         # the active's clock in its last beat
     cdef public bint port_down              # a port has no carrier: the active is told
     cdef public bint tap_open               # pages may come

@@ -91,6 +91,10 @@ cdef class StandbyPath:
         """Some other message of the active."""
         self.heard_ns = now
 
+    def echoed(self, uint64_t stamp_ns):
+        """The active answers this stamp of ours: it lived then."""
+        self.alive_ns = max(self.alive_ns, stamp_ns)
+
     # ── one record ───────────────────────────────────────────────────────────────────────────────
 
     def commit(self, uint8_t[::1] memory not None, uint64_t now):
@@ -163,6 +167,7 @@ cdef class StandbyPath:
             return 0
         fault(REGISTERED)
         self.heard_ns = now                 # not before: one that waits is offered again and again, and is no sign of life
+        self.alive_ns = max(self.alive_ns, r.h.echo_ns)
         self._decoder.follow(r.h)
         self.epoch = r.h.epoch
         self.next_seq = r.h.first_seq + r.h.n_outputs
@@ -316,7 +321,7 @@ cdef class StandbyPath:
                         break
                 self.channel.drain()
                 if batch and self.has_tap:
-                    self.tap.settle(self.released_through)
+                    self.tap.settle(self.released_through, self.alive_ns)
                 if r < 0:
                     why = MAIL
                 if why == MAIL:

@@ -47,7 +47,7 @@ cdef class Tap:
     cdef int discard(self, uint64_t now, int bursts_max) noexcept nogil
     cdef void forget(self, uint64_t through) noexcept nogil
     cdef int feed(self, const uint8_t* data, uint64_t n, uint64_t now) noexcept nogil
-    cdef void settle(self, uint64_t released_through) noexcept nogil
+    cdef void settle(self, uint64_t released_through, uint64_t alive_ns) noexcept nogil
     cdef uint32_t locate(self, uint64_t key, uint8_t port, uint64_t by) noexcept nogil
     cdef bint fits(self, uint32_t names, uint32_t outputs, uint64_t output_bytes) noexcept nogil
     cdef void mark_empty(self, uint32_t ports, uint64_t since) noexcept nogil

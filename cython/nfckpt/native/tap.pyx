@@ -23,6 +23,7 @@ Promises    T1 a frame is consumed by exactly one of credit, expected, input.
 """
 from nfckpt.errors import StateError
 
+from libc.stdint cimport UINT64_MAX
 from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX, FRAME_MAX
@@ -318,12 +319,13 @@ cdef class Tap:
             if ports >> p & 1:
                 self._named_at(<uint8_t>p, since)
 
-    def age(self, uint64_t released_through):
+    def age(self, uint64_t released_through, uint64_t alive_ns=UINT64_MAX):
         """Rules 5, 6 and 7: what is older than the skew is settled. Call after each epoch and when idle. Age counts up to
-        `read_ns`, not to now: a frame that still waits in a port's ring is not missing."""
-        self.settle(released_through)
+        `read_ns`, not to now: a frame that still waits in a port's ring is not missing; and that of an output up to `alive_ns`, when
+        the active lived, as far as is known: one that died within a skew may have let go into a port that was cut before it died."""
+        self.settle(released_through, alive_ns)
 
-    cdef void settle(self, uint64_t released_through) noexcept nogil:
+    cdef void settle(self, uint64_t released_through, uint64_t alive_ns) noexcept nogil:
         cdef uint64_t now = self.read_ns
         cdef uint32_t i
         cdef uint64_t number
@@ -344,10 +346,10 @@ cdef class Tap:
             if i == NO_ENTRY or self.credits.entries[i].ts + self.skew_ns >= now:
                 break
             self._miss(i)
-        # 7: released for longer than the skew: it left, whether we saw it or not
+        # 7: released for longer than the skew by one that lives: it left, whether we saw it or not
         if released_through > self.rt_new:
             self.rt_new = released_through
-        if now > self.rt_at + self.skew_ns:
+        if min(now, alive_ns) > self.rt_at + self.skew_ns:
             while True:
                 i = self.expected.oldest()
                 if i == NO_ENTRY or self.expected.entries[i].seq >= self.rt_old:
@@ -369,7 +371,8 @@ cdef class Tap:
     # ── takeover ─────────────────────────────────────────────────────────────────────────────────
 
     def unseen_outputs(self):
-        """list of (seq, port, bytes): committed outputs not seen leaving, in order. Marks them as re-emitted."""
+        """list of (seq, port, bytes): committed outputs not seen leaving, in order. Marks them as re-emitted: none of them is forgotten
+        any more, a late one would pass for an input."""
         cdef list out = []
         cdef Entry* e
         cdef uint64_t number = self.expected.head
@@ -379,6 +382,7 @@ cdef class Tap:
                 e.mark = REEMITTED
                 out.append((e.seq, e.port, (<const uint8_t*>self.expected.buf + e.off)[:e.length]))
             number += 1
+        self.rt_old = self.rt_new = 0
         return out
 
     cdef int take(self, Burst b, int max_frames) noexcept nogil:
