@@ -106,6 +106,9 @@ class Bounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """How long a blank standby tries to reach its active before it asks the witness again."""
     port_down_ms_max: int = 1000
     """How long a port of the standby may be without carrier before the standby gives up its place."""
+    cut_off_ms: int = 100
+    """How long the standby may see on a port what the active does not, and nothing that both see, before the active hands over: its link is
+    cut where no carrier tells. 0: never; nor where input = "ship"."""
     orphan_ms_max: int = 5000
     """Under Ray: how long a packet process whose actor is gone forwards on, for the actor's next life to take it over."""
     idle_spin_us: int = 50
@@ -269,6 +272,10 @@ def check(c: PairConfig) -> None:
     need(b.hold_frames_max >= 1, "hold_frames_max", "must be at least 1")
     need(b.hold_dirty_bytes_max >= 4096, "hold_dirty_bytes_max", "must be at least one page, 4096")
     need(b.names_max >= 2 * b.burst_frames_max, "names_max", "must hold two bursts")
+    need(b.tap_frames_max <= 1 << 25, "tap_frames_max", "must not be above 2**25")
+    need(b.tap_bytes_max <= 1 << 30, "tap_bytes_max", "must not be above 2**30")
+    need(b.gate_frames_max <= 1 << 24, "gate_frames_max", "must not be above 2**24: the standby's tap expects twice as many")
+    need(b.gate_bytes_max <= 1 << 29, "gate_bytes_max", "must not be above 2**29: the standby's tap expects twice as many")
     need(b.tap_frames_max >= b.names_max, "tap_frames_max", f"must hold the names of one epoch ({b.names_max}: names_max)")
     need(b.gate_frames_max >= 16 * b.burst_frames_max, "gate_frames_max", "must hold 16 bursts")
     need(b.gate_bytes_max >= 8 << 20, "gate_bytes_max", "must be at least 8 MiB")

@@ -153,6 +153,25 @@ def test_standby_port_cut(rig: VethRig, profile: str) -> None:
 
 
 @BOTH
+def test_standby_port_cut_off(rig: VethRig, profile: str) -> None:
+    """Where carrier stays: it keeps its place, inexact, as long as it does not see what the active names; nobody is handed a term there."""
+    active, name, term = rig.active, rig.standby, rig.term
+    rig.bed.cut(f"{name}.lan")
+    try:
+        until(lambda: rig.seen("cut_off", name))
+        assert [(e["role"], e["ports"]) for e in rig.seen("cut_off", name)] == [("standby", [0])]
+        until(lambda: status(rig, active).get("tap_gap"))
+        assert not rig.pair.failover()
+        flows(rig)
+        time.sleep(0.3)
+        assert status(rig, active)["tap_gap"] and len(rig.seen("cut_off", name)) == 1
+    finally:
+        rig.bed.mend(f"{name}.lan")
+    until(lambda: not status(rig, active).get("tap_gap"))
+    assert (rig.active, rig.standby, rig.term) == (active, name, term)
+
+
+@BOTH
 def test_active_dead(rig: VethRig, profile: str) -> None:
     """Host: the kernel's word, the standing grant. Hosts: the witness, and the lease must run out."""
     term, new = rig.term, rig.standby
@@ -236,6 +255,24 @@ def test_active_port_cut(rig: VethRig, profile: str) -> None:
         rig.bed.plug(f"{old}.wan")
     whole(rig)
     assert (rig.active, rig.term) == (new, term + 1) and rig.seen("port_down", old) and rig.seen("port_up", old)
+
+
+@BOTH
+def test_active_port_cut_off(rig: VethRig, profile: str) -> None:
+    """The same where carrier stays, as when a switch further on dies: the standby sees what the active does not."""
+    term, old, new = rig.term, rig.active, rig.standby
+    rig.bed.cut(f"{old}.wan")
+    try:
+        assert ended(rig, old) == 4
+        (receipt,) = rig.receipts(1)
+        assert (receipt["reason"], receipt["term"], receipt["doubled"], receipt["active_missed"]) == ("handover", term + 1, 0, 0)
+        assert receipt["replayed"] > 100 and receipt["reemitted"] > 100
+        assert [(e["role"], e["ports"]) for e in rig.seen("cut_off", new)] == [("active", [1])] and len(rig.seen("switching", old)) == 1
+        flows(rig)
+    finally:
+        rig.bed.mend(f"{old}.wan")
+    whole(rig)
+    assert (rig.active, rig.term) == (new, term + 1)
 
 
 def begin_anew(rig: VethRig) -> None:

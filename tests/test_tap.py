@@ -512,6 +512,129 @@ class Fifo:
             self.all.pop(0)
 
 
+# ── a port of the active that is cut off ─────────────────────────────────────────────────────────
+
+CUT = 100 * MS
+LONE = [frame(n) for n in range(100, 140)]
+
+
+def cut_rig(frames: int = 12, every: int = 10 * MS, port: int = 0) -> tuple[Tap, int]:
+    """From 200 ms on, `frames` that only we see on a port; the active says each time that it found the port empty. Returns the time."""
+    tap, _ = rig(2, cut_off_ns=CUT)
+    t = 200 * MS
+    tap.offer(A, port, t - MS)
+    tap.name_frame(A, port, t - MS)
+    for n in range(frames):
+        tap.offer(LONE[n], port, t)
+        t += every
+        tap.poll(t)
+        tap.emptied(1 << port, t)
+        tap.age(0, t)
+    return tap, t
+
+
+def test_a_port_where_only_we_see_frames_is_cut_off_after_a_while() -> None:
+    assert [cut_rig(n)[0].cut_off() for n in (1, 9, 11, 40)] == [0, 0, 1, 1]      # 11: the youngest two are not given up yet
+    assert cut_rig(7, every=30 * MS)[0].cut_off() == 0 and cut_rig(8, every=30 * MS)[0].cut_off() == 1      # all given up
+    assert cut_rig(30, port=1)[0].cut_off() == 2
+
+
+def test_our_port_is_cut_off_where_the_active_names_what_we_never_see() -> None:
+    tap, _ = rig(2, cut_off_ns=CUT)
+    tap.whole()
+    deaf = []
+    for n in range(30):
+        t = (200 + 10 * n) * MS
+        tap.name_frame(LONE[n], 1, t)
+        tap.poll(t)
+        tap.age(0, t)
+        deaf.append(tap.deaf())
+    assert deaf[:10] == [0] * 10 and deaf[12:] == [2] * 18 and tap.cut_off() == 0
+    tap.offer(LONE[29], 1, t)
+    assert tap.deaf() == 0
+
+
+def test_one_frame_that_both_saw_says_that_it_is_not() -> None:
+    tap, t = cut_rig(30)
+    assert tap.cut_off() == 1
+    tap.offer(B, 0, t)
+    tap.name_frame(B, 0, t)
+    tap.age(0)
+    assert tap.cut_off() == 0 and tap.recall() == 0
+    assert replayed(tap) == LONE[28:30] and tap.counters()["active_missed"] == 28       # its ring dropped them: rule 5
+    tap, t = cut_rig(30)
+    tap.name_frame(B, 0, t)                 # named first, seen later
+    tap.offer(B, 0, t)
+    assert tap.cut_off() == 0
+
+
+def test_nothing_is_cut_off_that_is_seldom_or_long_ago_or_not_asked_for() -> None:
+    assert cut_rig(30, every=4 * (CUT + SKEW))[0].cut_off() == 1
+    assert cut_rig(30, every=4 * (CUT + SKEW) + 1)[0].cut_off() == 0
+    tap, t = cut_rig(30)
+    tap.poll(t + 5 * CUT + 4 * SKEW)
+    assert tap.cut_off() == 0
+    tap, _ = rig(1)
+    for n in range(30):
+        tap.offer(LONE[n], 0, (200 + 10 * n) * MS)
+    tap.poll(600 * MS)
+    tap.emptied(1, 600 * MS)
+    tap.age(0)
+    assert (tap.cut_off(), tap.recall(), tap.counters()["active_missed"]) == (0, 0, 30)
+
+
+def test_what_was_given_up_at_a_cut_port_is_recalled_in_order() -> None:
+    tap, t = cut_rig(12)
+    tap.offer(B, 1, t)
+    tap.offer(C, 0, t)
+    assert tap.counters()["active_missed"] == 10
+    assert tap.recall() == 1 and tap.counters()["active_missed"] == 0
+    tap.age(0)
+    assert replayed(tap) == [*LONE[:12], B, C] and tap.counters()["replayed"] == 14
+    assert tap.recall() == 0
+
+
+def test_outputs_into_a_cut_port_are_recalled_unless_a_younger_one_was_seen() -> None:
+    tap, _ = rig(2, cut_off_ns=CUT)
+    tap.expect_frame(0, 0, A, 200 * MS)
+    tap.expect_frame(1, 1, D, 200 * MS)     # by the other port: rule 7 as ever
+    for n in range(20):
+        t = (200 + 10 * n) * MS
+        if n == 10:                         # A is given up, and kept, when B is seen leaving: it was missed here
+            assert tap.counters()["unobserved"] == 2
+            tap.expect_frame(2, 0, B, t)
+            tap.offer(B, 0, t)
+            tap.expect_frame(3, 0, C, t)
+        tap.offer(LONE[n], 0, t)
+        tap.poll(t)
+        tap.emptied(1, t)
+        tap.age(4 if n >= 10 else 2, t)
+    tap.expect_frame(4, 0, LONE[20], t)
+    assert tap.waiting_outputs == 1 and tap.counters()["unobserved"] == 3
+    assert tap.recall() == 1 and tap.counters()["unobserved"] == 2
+    assert tap.unseen_outputs() == [(3, 0, C), (4, 0, LONE[20])]
+    assert not tap.offer(C, 0, t) and tap.counters()["doubled"] == 1        # the filter knows what came back
+
+
+def test_what_is_kept_of_a_cut_port_has_bounds() -> None:
+    """A quarter of what the tap may hold, and four times the span: the oldest go first."""
+    tap, t = cut_rig(1)
+    tap, _ = rig(1, cut_off_ns=CUT, frames_max=256, bytes_max=1 << 16)
+    t = 200 * MS
+    many = [frame(1000 + n) for n in range(200)]
+    for one in many:
+        tap.offer(one, 0, t)
+        t += MS
+    t += SKEW + MS
+    tap.poll(t)
+    tap.emptied(1, t)
+    tap.age(0, t)
+    assert tap.recall() == 1 and replayed(tap) == many[-64:]
+    assert tap.counters()["active_missed"] == 200 - 64
+    with pytest.raises(StateError, match="too large"):
+        Tap([ListPort()], SECRET, SKEW, 1 << 26)
+
+
 class Twin:
     """The rules, word by word."""
 

@@ -34,7 +34,7 @@ class Follower(Shell):
         self.parts = self._parts()                  # of the active that we may become
         self.parts.arena.touch()
         tap = Tap(self.ports, self.secrets.tap, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max,
-                  b.gate_frames_max * 2, b.gate_bytes_max * 2, fed=self.config.input == "ship")
+                  b.gate_frames_max * 2, b.gate_bytes_max * 2, cut_off_ns=b.cut_off_ms * MS, fed=self.config.input == "ship")
         self._warm()                # before the hello: from then on the active holds its output for our acks
         deadline = time.monotonic_ns() + b.join_ms_max * MS
         connector = Connector(self.config, self.spec, self.peer, self.life_fd)

@@ -121,6 +121,7 @@ class Leader(Shell):
             core.unheard, core.took_ns = True, takeover.started_ns
         gate.start_at(standby.path.next_seq)
         reemitted = [0] * len(self.ports)
+        tap.recall()
         for _, port, frame in tap.unseen_outputs():
             if not agent.emit(port, frame):         # more than one gate holds: the rest follows what the ports take
                 gate.release()

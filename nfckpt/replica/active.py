@@ -43,6 +43,7 @@ from nfckpt.replica.effects import (
 )
 from nfckpt.wire import kinds
 from nfckpt.wire.messages import (
+    CUT_OFF,
     PORT_DOWN,
     PROTOCOL,
     TAP_GAP,
@@ -126,7 +127,7 @@ class Active:
         self.preparing = False          # a planned switch is wanted: the standby claims the next term, service goes on
         self.prepare_ns = 0             # when we asked it to; 0: we did not yet
         self.handing_over = False       # it has it: input stops
-        self.cut = False                # …because a port of ours has no carrier: what is committed leaves on the standby's
+        self.cut = False                # …because a port of ours is dead: what is committed leaves on the standby's
         self.handed = False             # the standby was told to lead
         self.giving_up = ""             # why protection is to end while the standby is alive and well
         self.peer_hangs = False         # says the failure detector
@@ -422,14 +423,15 @@ class Active:
         self.preparing, self.prepare_ns = True, 0
 
     def on_ports(self, now: int, down: bool) -> list[Effect]:
-        """About once a millisecond: a port of ours has no carrier. A standby that has one everywhere is handed the term: it has seen
-        on its tap what we did not, and emits again what we let go into the dead port."""
-        if not down or self.state is not S.ACTIVE or self.cut or self.handing_over or self.path.peer_flags & PORT_DOWN:
+        """About once a millisecond: a port of ours has no carrier, or the standby says that one is cut off. A standby that has carrier everywhere
+        is handed the term: it has seen on its tap what we did not, and emits again what we let go into the dead port."""
+        cut_off = bool(self.path.peer_flags & CUT_OFF)
+        if not (down or cut_off) or self.state is not S.ACTIVE or self.cut or self.handing_over or self.path.peer_flags & PORT_DOWN:
             return []
         if not self.preparing:              # whatever its tap lacks: here nothing leaves any more
             self._prepare()
         self.cut = True
-        return [Event("switching", {"reason": "a port has no carrier"})]
+        return [Event("switching", {"reason": "a port has no carrier" if down else "a port is cut off: the standby sees there what we do not"})]
 
     def handed_over(self, now: int) -> list[Effect]:
         """Call while `handing_over` after each poll: hands over once nothing is open, held or on its way.

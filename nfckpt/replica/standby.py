@@ -93,6 +93,7 @@ class Standby:
         self.granted = False            # and have it
         self.claim_ns = 0               # when we asked last
         self.handover = False           # it stopped: we lead
+        self.cut_off = (0, 0)           # bit masks of the active's ports and of ours that are
 
     def _move(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -232,14 +233,24 @@ class Standby:
         return [Send(kinds.CONTROL, encode_control(Ready(self.session, self.term)))]
 
     def on_ports(self, now: int, down_ns: int) -> list[Effect]:
-        """About once a millisecond: since when a port has no carrier, 0 while all have. What passes there we do not see."""
+        """About once a millisecond: since when a port has no carrier, 0 while all have. What passes there we do not see; nor where a port of
+        ours is cut off in spite of it. Where one of the active's is, it hands the term over to us."""
         self.path.port_down = down_ns > 0
         if not down_ns:
-            return []
+            return self._cut_off(now) if self.state is S.STANDBY else []
         self.tap.note_gap(now)
         if now - down_ns <= self.bounds.port_down_ms_max * MS:
             return []
         return [Stop(7, f"a port has had no carrier for {(now - down_ns) // MS} ms")]
+
+    def _cut_off(self, now: int) -> list[Effect]:
+        theirs, ours = now_off = self.tap.cut_off(), self.tap.deaf()
+        was, self.cut_off = self.cut_off, now_off
+        self.path.cut_off = theirs != 0
+        if ours:
+            self.tap.note_gap(now)
+        return [Event("cut_off", {"role": whose, "ports": [p for p in range(len(self.tap.ports)) if mask >> p & 1]})
+                for whose, mask, before in zip(("active", "standby"), now_off, was, strict=True) if mask & ~before]
 
     def _need(self, now: int) -> list[Effect]:
         """The first record that waits is told by an input which the tap does not hold: one skew after the record came it will not come any more."""

@@ -174,6 +174,8 @@ class Faults:
         self._linger = None
         for node in self.world.lives.values():
             self._unstick(node, 0)
+            if not node.doomed:
+                node.unplugged.clear()
         self._armed.clear()
         self._waits = None
 
@@ -190,6 +192,7 @@ class Faults:
     def _links_first(self, node: SimShell) -> None:
         """Its machine goes link after link, the first one now, and its process less than a skew later."""
         w, skew = self.world, self.world.bounds.tap_skew_ms_max * MS
+        node.doomed = True
         first = self.rng.choice(w.hubs)
         for hub in () if w.ship else w.hubs:
             w.at(w.now + (self.rng.randrange(skew) if hub is not first else 0), lambda index=hub.index: node.unplugged.add(index))      # type: ignore[misc]
@@ -328,7 +331,10 @@ class Faults:
 
     def copies(self, node: str, sender: str, port: int, frame: bytes) -> int:
         """How many of this frame reach `node`."""
-        if (life := self.world.lives.get(node)) is not None and life.alive and port in life.unplugged:
+        life, ledger = self.world.lives.get(node), self.world.referee.ledger
+        if life is not None and life.alive and port in life.unplugged:
+            if sender == HOST and not life.doomed:
+                ledger.missed((port, frame))        # unless it is told apart in time, and taken in by the other
             return 0
         fog = self._fog.get(node)
         if fog is None:
@@ -336,7 +342,6 @@ class Faults:
         if fog.left <= 0 or fog.until_ns <= self.world.now:
             del self._fog[node]
             return 1
-        life, ledger = self.world.lives.get(node), self.world.referee.ledger
         if life is None or not life.alive:
             return 1
         key = port, frame
@@ -374,7 +379,14 @@ class Faults:
         self.world.at(self.world.now + 8 * self.world.bounds.tap_skew_ms_max * MS, self.world.repeat)
 
     def _port_flaps(self, node: SimShell) -> None:
-        self._fog[node.node] = Fog("misses", 1 << 30, self.world.now + self.rng.choice((1, 10)) * MS)
+        """It hears nothing there for a while; or, a link further on being cut, it does not reach anybody either."""
+        if self.rng.random() < 0.5:
+            self._fog[node.node] = Fog("misses", 1 << 30, self.world.now + self.rng.choice((1, 10)) * MS)
+        elif not self.world.ship and not node.doomed:
+            self.world.referee.fault()
+            index = self.rng.choice(self.world.hubs).index
+            node.unplugged.add(index)
+            self.world.at(self.world.now + self.rng.choice((20, 60, 150)) * MS, lambda: None if node.doomed else node.unplugged.discard(index))
 
     def _unstick(self, node: SimShell, until: int) -> None:
         for port in node.ports:

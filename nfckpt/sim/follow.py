@@ -44,7 +44,7 @@ class SimFollower(SimShell):
         self.arena = Arena(b.arena_bytes)
         self.clock = PairClock()
         tap = Tap(self.ports, w.secret, b.tap_skew_ms_max * MS, b.tap_frames_max, b.tap_bytes_max, b.gate_frames_max * 2,
-                  b.gate_bytes_max * 2, fed=w.ship)
+                  b.gate_bytes_max * 2, cut_off_ns=b.cut_off_ms * MS, fed=w.ship)
         deadline = w.now + b.join_ms_max * MS
         while self.transport is None:
             tap.poll(self.now)
@@ -102,6 +102,8 @@ class SimFollower(SimShell):
             self._forgets(core)
             for answer in self._heard():
                 yield from self._perform((self.takeover or core).on_witness(now, answer))
+            if self.takeover is None:
+                yield from self._perform(core.on_ports(now, 0))
             core.tap.note_drops(now)
             drops = sum(port.counters()["rx_ring_drops"] for port in self.ports)
             if drops > self._drops and core.tap.buffering and not core.tap.fed and core.tap.is_exact(now):
@@ -174,22 +176,23 @@ class SimFollower(SimShell):
 
     def _forgets(self, core: Standby) -> None:
         """Rules 6 and 7: what is older than the skew is settled, seen or not; an output, if the active lived as long."""
-        tap, said = core.tap, self._said
-        if tap.read_ns < self.now - 2 * tap.skew_ns:
-            self._behind_ns = self.now              # it does not come to reading: nothing can be called missing
+        w, tap, said = self.world, core.tap, self._said
+        echo_ns = 2 * w.channel_ns + 3 * self.bounds.beat_ms * MS       # until the active's answer to a stamp is here, where nothing stalls
+        if tap.read_ns < self.now - 2 * tap.skew_ns or core.path.alive_ns < self.now - 2 * tap.skew_ns - echo_ns:
+            self._behind_ns = self.now              # it does not come to reading, or hears nothing: nothing can be called missing
         if self.now - self._behind_ns < 4 * tap.skew_ns or not self._plain:
             return
         released, names = 0, 0
         for at, n, _, _ in said:
             names += n if at >= tap.read_ns - 2 * tap.skew_ns else 0
-        while said and said[0][0] < min(tap.read_ns, core.path.alive_ns) - 8 * tap.skew_ns:
+        while said and said[0][0] < min(tap.read_ns, core.path.alive_ns) - 8 * tap.skew_ns - echo_ns:
             released = max(released, said.popleft()[2])
         self._released = max(self._released, released)
         if core.state.value == "standby" and not core.waiting and not core.handover:     # handed over: nothing is forgotten any more
             if tap.waiting_credits > names:
-                self.world.referee.fail(f"rule 6: {tap.waiting_credits} credits wait, {names} frames were named since two skews")
+                w.referee.fail(f"rule 6: {tap.waiting_credits} credits wait, {names} frames were named since two skews")
             if tap.waiting_outputs > max(0, core.path.next_seq - self._released):
-                self.world.referee.fail(f"rule 7: {tap.waiting_outputs} outputs are expected, "
+                w.referee.fail(f"rule 7: {tap.waiting_outputs} outputs are expected, "
                                         f"{core.path.next_seq - self._released} may not have left")
 
     _lie_waits = False              # what the active never sent may wait behind a record of its own

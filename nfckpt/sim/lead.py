@@ -93,6 +93,7 @@ class SimLeader(SimFollower):
         self._tick()
         if standby is not None:
             gate.start_at(standby.path.next_seq)
+            standby.tap.recall()
             for _, port, frame in standby.tap.unseen_outputs():
                 if w.ship:
                     w.referee.ledger.unknown((port, frame))
@@ -237,6 +238,7 @@ class SimLeader(SimFollower):
         if not core.peer_dead and self._peer_dead():
             now = self.now
             yield from self._perform(self._seen(core, "lost", core.on_peer_lost(now, "its process ended", True)))
+        yield from self._perform(core.on_ports(now, False))
         if core.session and core.state.value in ("protecting", "active", "handed"):
             core.peer_hangs = self.detector.looked(now, core.path.heard_ns) is Verdict.DEAD
         yield from self._perform(self._seen(core, "lost", core.tick(now)))

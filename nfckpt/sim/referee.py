@@ -134,8 +134,8 @@ class Referee:
         if core.agent.gate.is_open and node is self.ledger.lead:
             self.ledger.settle()
 
-    def left(self, node: SimShell, port: int, frame: bytes, reaches: bool) -> None:
-        """`node` sent `frame` by `port`, past its kernel's fence; unless its link is cut it `reaches` the segment."""
+    def left(self, node: SimShell, port: int, frame: bytes, counts: bool) -> None:
+        """`node` sent `frame` by `port`, past its kernel's fence. `counts`: not into a link that is cut before it dies."""
         w, core = self.world, node.core
         assert isinstance(core, Active)
         if core.term < self.term:
@@ -155,7 +155,7 @@ class Referee:
             self._permitted_at_once(node, core)
         elif epoch > max(node.permitted, self.commits.get(core.session, 0)):
             self.fail(f"I5: {node!r} emitted an output of epoch {epoch} before any standby committed it")
-        if not reaches:
+        if not counts:
             return
         self.emitted.add((port, frame))
         self.clock_ns = max(self.clock_ns, now_ns)

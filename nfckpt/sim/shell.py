@@ -95,6 +95,7 @@ class SimShell:
         self.last_record = b""
         self.leaving: list[deque[tuple[int, bytes, int]]] = [deque() for _ in world.hubs]   # epoch, frame, pair's time: not yet out
         self.unplugged: set[int] = set()                    # hubs that it neither reaches nor hears any more
+        self.doomed = False                                 # it is about to die of that
         self.permitted = 0                                  # epochs that were let go before protection
         self.ports: list[Port] = [SimPort(self, hub) for hub in world.hubs]
         self._slow_ns = 0

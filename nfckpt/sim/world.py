@@ -92,7 +92,7 @@ class World:
             arena_bytes=64 << 10, burst_frames_max=draw.choice((1, 2, 8, 16)), hold_us_max=draw.choice((0, 0, 300, 2000, 9000)),
             quiesce_ms_max=draw.choice((1, 5)), abort_max=draw.choice((3, 10**6)), epochs_outstanding_max=draw.choice((1, 2, 64)),
             names_max=256, gate_frames_max=256, gate_bytes_max=1 << 20, tap_frames_max=4096, tap_bytes_max=1 << 20,
-            tap_skew_ms_max=skew_ms, sync_group_pages_max=draw.choice((1, 2, 8)), beat_ms=2, hang_ms=20, hang_ms_max=40,
+            tap_skew_ms_max=skew_ms, cut_off_ms=4 * skew_ms, sync_group_pages_max=draw.choice((1, 2, 8)), beat_ms=2, hang_ms=20, hang_ms_max=40,
             lease_ms=120 if skew_ms == 5 else 30,       # 120 outlasts the hang bound: a fence that does not wait for it lets frames through
             lease_margin_ms=5, claim_ms_max=draw.choice((10, self.PATIENT_MS)), claim_ms=5, join_ms_max=100, park_frames_max=8,
             unsafe_release_on_abort=draw.random() < 0.3)
@@ -371,11 +371,13 @@ class World:
         reaches = hub.index not in node.unplugged
         self.trace(node, f"emits {frame[14:45].hex()}{'' if reaches else ', into a cut link'}")
         try:
-            self.referee.left(node, hub.index, frame, reaches)
+            self.referee.left(node, hub.index, frame, reaches or not node.doomed)
         except SimViolation as e:
             self._broken = self._broken or e        # native code called us, and it would swallow it
         if reaches:
             hub.send(node.node, frame)
+        elif not node.doomed:
+            self.referee.ledger.unknown((hub.index, frame))         # may be emitted again
 
     def _send(self, port: int, frame: bytes) -> None:
         self.referee.ledger.sent((port, frame), self.now)

@@ -23,12 +23,12 @@ import msgspec
 from nfckpt.errors import PeerError
 
 __all__ = [
-    "PORT_DOWN", "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Need", "Parting", "Prepare", "Protected", "Ready", "Refuse", "TapOpen", "Welcome", "Whole",
+    "CUT_OFF", "PORT_DOWN", "PROTOCOL", "TAP_GAP", "Ack", "Control", "Handover", "Hello", "Leave", "Need", "Parting", "Prepare", "Protected", "Ready", "Refuse", "TapOpen", "Welcome", "Whole",
     "decode_ack", "decode_control", "decode_outputs", "encode_ack", "encode_control",
 ]
 
 PROTOCOL = 5
-TAP_GAP, PORT_DOWN = 1, 2       # flags: the tap is inexact for now; a port of the standby has no carrier
+TAP_GAP, PORT_DOWN, CUT_OFF = 1, 2, 4   # flags: the tap is inexact for now; a port of the standby has no carrier; one of the active is cut off
 
 _ACK = struct.Struct("<QQQQII")
 

@@ -8,6 +8,7 @@ cdef enum:
     ACK_BYTES = 40
     TAP_GAP = 1                 # flags: the tap is inexact for now
     PORT_DOWN = 2               # flags: a port has no carrier
+    CUT_OFF = 4                 # flags: a port of the active seems to be cut off
 
 cdef struct Ack:
     uint64_t session, epoch, stamp_ns, echo_ns

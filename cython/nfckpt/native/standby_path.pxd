@@ -33,6 +33,7 @@ cdef class StandbyPath:
     cdef readonly uint64_t alive_ns         # own clock, the youngest stamp that the active answered: it lived then
     cdef public uint64_t peer_stamp         # the active's clock in its last beat
     cdef public bint port_down              # a port has no carrier: the active is told
+    cdef public bint cut_off                # a port of the active is cut off: it is told
     cdef public bint tap_open               # pages may come
     cdef readonly bint last_page
     cdef readonly uint64_t epochs

@@ -22,6 +22,7 @@ class StandbyPath:
     alive_ns: int
     peer_stamp: int
     port_down: bool
+    cut_off: bool
     tap_open: bool
     silent: bool
     last_page: bool

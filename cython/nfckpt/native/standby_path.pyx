@@ -12,7 +12,7 @@ from nfckpt.errors import PeerError, StateError
 
 from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t
 from libc.string cimport memcpy
-from nfckpt.native.ack cimport ACK_BYTES, Ack, KIND_ACK, KIND_EPOCH, KIND_INPUTS, PORT_DOWN, TAP_GAP
+from nfckpt.native.ack cimport ACK_BYTES, Ack, CUT_OFF, KIND_ACK, KIND_EPOCH, KIND_INPUTS, PORT_DOWN, TAP_GAP
 from nfckpt.native.channel cimport Channel, Message
 from nfckpt.native.clock cimport monotonic_ns
 from nfckpt.native.delta_decoder cimport DELTA_MISMATCH, DeltaDecoder, NO_INPUT, delta_fault, is_delta
@@ -245,6 +245,8 @@ cdef class StandbyPath:
         ack.flags = TAP_GAP if self.has_tap and now < self.tap.gap_until else 0
         if self.port_down:
             ack.flags |= PORT_DOWN
+        if self.cut_off:
+            ack.flags |= CUT_OFF
 
     def window(self):
         """(offset, the active's hash, ours now) of the 256 bytes that the last committed epoch checks: equal while the arena is that

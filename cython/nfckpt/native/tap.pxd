@@ -2,6 +2,7 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nfckpt.native.burst cimport Burst
+from nfckpt.native.cut_off cimport CutOff
 from nfckpt.native.keyed_fifo cimport KeyedFifo
 from nfckpt.native.port_set cimport MAX_PORTS, PortSet
 
@@ -21,12 +22,13 @@ cdef struct TapCounters:
 cdef class Tap:
     cdef KeyedFifo inputs, credits, expected
     cdef PortSet _ports
+    cdef CutOff _cut                        # what rules 5 and 7 gave up lately, where a port of the active may be cut off
     cdef readonly bint fed                  # inputs come over the channel, the ports show nothing: native/shipment.pyx
     cdef public bint discarding             # fed: what the ports hold was flooded to both nodes; the active has it
     cdef uint32_t stands[MAX_PORTS]         # fed: the number of the last frame of each port that the active read
     cdef uint32_t counted                   # bit per port: the number is known
     cdef uint64_t secret[4]
-    cdef readonly uint64_t skew_ns
+    cdef readonly uint64_t skew_ns, cut_off_ns
     cdef TapCounters c[MAX_PORTS]           # of each port
     cdef uint64_t named_ts[MAX_PORTS]       # youngest arrival that an epoch named, per port
     cdef uint64_t floor[MAX_PORTS]          # what is read from now on arrived no earlier, per port
@@ -42,6 +44,7 @@ cdef class Tap:
     cdef Burst _scratch
 
     cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil
+    cdef void _shared_at(self, uint8_t port, uint64_t ts) noexcept nogil
     cdef void _gap_at(self, uint64_t ts) noexcept nogil
     cdef int look(self, uint64_t now, int bursts_max) noexcept nogil
     cdef int discard(self, uint64_t now, int bursts_max) noexcept nogil

@@ -27,6 +27,7 @@ from libc.stdint cimport UINT64_MAX
 from libc.string cimport memcpy
 from nfckpt.native.arena cimport CHECK
 from nfckpt.native.burst cimport BURST_MAX, FRAME_MAX
+from nfckpt.native.cut_off cimport CutOff
 from nfckpt.native.digest cimport nf_frame_key
 from nfckpt.native.fault cimport TAP_READ, fault
 from nfckpt.native.keyed_fifo cimport Entry, NO_ENTRY
@@ -36,24 +37,42 @@ from nfckpt.native.shipment cimport InputHead
 
 cdef enum:
     REEMITTED = 1
+    FRAMES_MAX = 1 << 25        # and a quarter more, where `recall` puts two queues together
+    BYTES_MAX = 1 << 30
     NEAR = 64                   # entries from the head of a queue that are looked through: two taps differ by up to 44 places
+
+
+cdef void append(KeyedFifo to, KeyedFifo queue) noexcept nogil:
+    """All of `queue`, in order. `to` has the room."""
+    cdef uint64_t number
+    cdef Entry* e
+    for number in range(queue.head, queue.tail):
+        e = &queue.entries[<uint32_t>number & queue.mask]
+        if e.live:
+            to.entries[to.push(e.key, e.ts, e.seq, e.port, queue.buf + e.off, e.length)].mark = e.mark
 
 
 cdef class Tap:
     """Over `ports` (list of Port). `secret`: 32 bytes shared by the pair; `skew_ns`: the most by which two taps of one
-    segment may differ in time. `fed`: the active ships its inputs (`feed`), and until `unfed` nothing is read from the ports: outputs
-    are not seen leaving then, and what was released counts as left. Raises StateError for more than 16 ports."""
+    segment may differ in time; `cut_off_ns`: how long a port of the active is cut off before it is `cut_off`, 0: never. `fed`: the active ships its inputs (`feed`), and until `unfed` nothing is read from the ports: outputs
+    are not seen leaving then, and what was released counts as left. Raises StateError for more than 16 ports,
+    and for more than 2**25 frames or 2**30 bytes."""
 
     def __cinit__(self, list ports, bytes secret, uint64_t skew_ns, uint32_t frames_max=65536,
-                  uint64_t bytes_max=64 << 20, uint32_t expected_max=65536, uint64_t expected_bytes_max=32 << 20, *, bint fed=False):
+                  uint64_t bytes_max=64 << 20, uint32_t expected_max=65536, uint64_t expected_bytes_max=32 << 20, *,
+                  uint64_t cut_off_ns=0, bint fed=False):
         if len(secret) != 32:
             raise StateError("the tap's secret must be 32 bytes")
+        if max(frames_max, expected_max) > FRAMES_MAX or max(bytes_max, expected_bytes_max) > BYTES_MAX:
+            raise StateError(f"a tap of {max(frames_max, expected_max)} frames and {max(bytes_max, expected_bytes_max)} bytes is too large")
         memcpy(self.secret, <const uint8_t*>secret, 32)
         self._ports = PortSet(ports)
         self.skew_ns = skew_ns
         self.inputs = KeyedFifo(frames_max, bytes_max)
         self.credits = KeyedFifo(frames_max)
         self.expected = KeyedFifo(expected_max, expected_bytes_max)
+        self.cut_off_ns = 0 if fed else cut_off_ns
+        self._cut = CutOff(self.inputs, self.expected, 4 * (self.cut_off_ns + skew_ns) if self.cut_off_ns else 0)
         self._scratch = Burst()
         self.fed = self.discarding = fed
         self.reset()
@@ -64,6 +83,7 @@ cdef class Tap:
         self.inputs.reset()
         self.credits.reset()
         self.expected.reset()
+        self._cut.reset()
         for p in range(MAX_PORTS):
             self.named_ts[p] = self.floor[p] = 0
             self.cursor[p] = 0
@@ -97,6 +117,7 @@ cdef class Tap:
                 self.inputs.remove(<uint32_t>number & self.inputs.mask)
         for p in range(MAX_PORTS):
             self.c[p].active_missed = 0
+        self._cut.reset()
         self.exact_ns = self.read_ns
 
     # ── the segment ──────────────────────────────────────────────────────────────────────────────
@@ -110,7 +131,7 @@ cdef class Tap:
         if i != NO_ENTRY:
             self.credits.remove(i)
             self.c[port].credited += 1
-            self._named_at(port, ts)
+            self._shared_at(port, ts)
             return False
         i = NO_ENTRY if self.fed else self.expected.find(key)
         if i != NO_ENTRY:
@@ -118,6 +139,7 @@ cdef class Tap:
                 self.c[port].doubled += 1
             else:
                 self.c[port].observed += 1
+                self._cut.left(port, self.expected.entries[i].seq)
             self.expected.remove(i)
             return False
         if not self.buffering:
@@ -131,6 +153,11 @@ cdef class Tap:
     cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil:
         if ts > self.named_ts[port]:
             self.named_ts[port] = ts
+
+    cdef void _shared_at(self, uint8_t port, uint64_t ts) noexcept nogil:
+        """A named frame came here at `ts`."""
+        self._named_at(port, ts)
+        self._cut.shared(port, ts)
 
     cdef void _gap_at(self, uint64_t ts) noexcept nogil:
         """A frame of that time may be missing here. A gap only grows: a full queue's frame may be older than noted drops."""
@@ -300,7 +327,7 @@ cdef class Tap:
             i = self.locate(key, port, by)
         if i != NO_ENTRY:
             self.c[port].matched += 1
-            self._named_at(port, self.inputs.entries[i].ts)
+            self._shared_at(port, self.inputs.entries[i].ts)
             self.inputs.remove(i)
         elif not self.fed and self.credits.push(key, now, by, port, NULL, 0) == NO_ENTRY:     # fed: it was read before shipping began
             CHECK(False)        # room_for() was asked first
@@ -337,6 +364,7 @@ cdef class Tap:
             if e.live:
                 if e.ts + self.skew_ns >= self.named_ts[e.port]:
                     break
+                self._cut.disowned(e, self.inputs.buf)
                 self.inputs.remove(<uint32_t>number & self.inputs.mask)
                 self.c[e.port].active_missed += 1
             number = max(number + 1, self.inputs.head)
@@ -357,9 +385,11 @@ cdef class Tap:
                 e = &self.expected.entries[i]
                 if e.mark != REEMITTED:
                     self.c[e.port].unobserved += 1
+                    self._cut.unobserved(e, self.expected.buf)
                 self.expected.remove(i)
             self.rt_old = self.rt_new
             self.rt_at = now
+            self._cut.age(now)
 
     cdef void _miss(self, uint32_t i) noexcept nogil:
         """Rule 6: the frame of this credit will not come any more."""
@@ -367,8 +397,51 @@ cdef class Tap:
         self.credits.remove(i)
         if self.exact_ns and e.ts > self.exact_ns:
             self.c[e.port].tap_missed += 1
+            self._cut.unseen(e)
 
     # ── takeover ─────────────────────────────────────────────────────────────────────────────────
+
+    def cut_off(self):
+        """Bit mask of the ports at which we see what the active does not, and nothing that both see, for `cut_off_ns`: a link of the
+        active's is cut without loss of carrier."""
+        return int(self._cut.ports(self.read_ns, self.cut_off_ns))
+
+    def deaf(self):
+        """Bit mask of the ports at which the active names what we never see, and nothing that both see, for as long: our link is cut."""
+        return int(self._cut.ours(self.read_ns, self.cut_off_ns))
+
+    def recall(self):
+        """The active is gone. Where a port of it was cut off, what rules 5 and 7 gave up there goes back to its place: inputs before all others
+        that are replayed, outputs before all others that are emitted again. Returns the bit mask of those ports."""
+        cdef uint32_t ports = self._cut.ports(self.read_ns, 0)
+        cdef CutOff cut = self._cut
+        cdef KeyedFifo inputs, outputs
+        cdef Entry* e
+        cdef uint64_t number
+        cdef int p
+        if not ports:
+            return 0
+        inputs = KeyedFifo(self.inputs.capacity + cut.inputs.capacity, self.inputs.buf_bytes + cut.inputs.buf_bytes)
+        outputs = KeyedFifo(self.expected.capacity + cut.outputs.capacity, self.expected.buf_bytes + cut.outputs.buf_bytes)
+        for number in range(cut.inputs.head, cut.inputs.tail):
+            e = &cut.inputs.entries[<uint32_t>number & cut.inputs.mask]
+            if ports >> e.port & 1 and e.ts >= cut.alone[e.port].first:
+                inputs.push(e.key, e.ts, e.seq, e.port, cut.inputs.buf + e.off, e.length)
+                self.c[e.port].active_missed -= 1
+        for number in range(cut.outputs.head, cut.outputs.tail):
+            e = &cut.outputs.entries[<uint32_t>number & cut.outputs.mask]
+            if ports >> e.port & 1 and e.seq >= cut.seen_through[e.port]:
+                outputs.push(e.key, e.ts, e.seq, e.port, cut.outputs.buf + e.off, e.length)
+                self.c[e.port].unobserved -= 1
+        append(inputs, self.inputs)
+        append(outputs, self.expected)
+        self.inputs, self.expected = inputs, outputs
+        for p in range(self._ports.n):
+            self.cursor[p] = 0
+            if ports >> p & 1:
+                self.named_ts[p] = cut.shared_ts[p]
+        cut.reset()
+        return int(ports)
 
     def unseen_outputs(self):
         """list of (seq, port, bytes): committed outputs not seen leaving, in order. Marks them as re-emitted: none of them is forgotten
