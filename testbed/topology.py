@@ -13,7 +13,7 @@
                                └─── lan   b   wan ───┘
 
 The hubs are bridges that learn nothing and flood everything: both nodes see every frame. `Testbed(segment="switch")` puts learning
-switches in their places: a frame goes where its address was last seen, and the nodes' two ports mirror each other (mirror.py), so that the
+switches in their places: a frame goes where its address was last seen, and the nodes' two ports mirror each other (filters.py), so that the
 standby gets its copy, or, with "bare", do not: then only the active gets what is sent to the pair. A takeover moves the pair's virtual MAC to the other port by what the new active announces. `where` asks. The
 nodes' `lan` and `wan` have no address, no ARP, no IPv6, and are promiscuous: their kernels answer nothing, only the
 network function does. `rep` is an ordinary interface. The client's other addresses are 10.0.0.3 to .9. The server knows its own subnet only, so
@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 from nfckpt.errors import ConfigError, MachineError
 from nfckpt.testbed import netns, procs
-from nfckpt.testbed.mirror import mirror, shut
+from nfckpt.testbed.filters import mirror, shut
 
 __all__ = [
     "CLIENT_IPS", "GATEWAY_IP", "LINKS", "NAT_IP", "NODES", "REP_IPS", "ROLES", "SERVER_IP", "Segment", "Testbed", "clean", "leftovers",

@@ -36,8 +36,8 @@ def chaos(*args: str, ray: bool = False) -> subprocess.Popen[str]:
 @pytest.mark.box
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("profile", "faults"), [
-    ("host", "kill,segv-active,stop-active,point,delay,pause,slow-standby,switch"),
-    ("hosts", "kill,machine,point,delay,cut-rep,flap-rep,drop-rep,witness")])
+    ("host", "kill,segv-active,stop-active,point,delay,pause,slow-standby,switch,cut-off"),
+    ("hosts", "kill,machine,point,delay,cut-rep,flap-rep,drop-rep,witness,cut-off")])
 def test_nothing_breaks(profile: str, faults: str) -> None:
     with chaos("--json", "--profile", profile, "--faults", faults, "--kills", "6", "--seed", "5", "--rate", "2000") as process:
         out, err = process.communicate(timeout=280)

@@ -16,7 +16,17 @@ import pytest
 
 from nfckpt.errors import ConfigError, MachineError
 from nfckpt.testbed import box, netns, procs
-from nfckpt.testbed.topology import GATEWAY_IP, NAT_IP, NODES, ROLES, Testbed, clean, leftovers
+from nfckpt.testbed.filters import lose
+from nfckpt.testbed.topology import (
+    GATEWAY_IP,
+    NAT_IP,
+    NODES,
+    REP_IPS,
+    ROLES,
+    Testbed,
+    clean,
+    leftovers,
+)
 from nfckpt.testbed.traffic import Load, Workload, problems
 
 pytestmark = pytest.mark.box
@@ -96,6 +106,7 @@ def test_enter_box_runs_the_same_command_inside(tmp_path: Path) -> None:
 
 BUSY = """
 import subprocess, sys, time
+from nfckpt.testbed.filters import lose
 from nfckpt.testbed.topology import Testbed
 Testbed("inner").up()
 subprocess.Popen(["setsid", sys.executable, "-c", "import time; time.sleep(600) # MARK"])
@@ -253,6 +264,35 @@ def test_cut_mend_and_machine_death(bed: Testbed) -> None:
     print(f"all links of a node down in {1000 * took:.1f} ms")
 
 
+def test_a_port_loses_frames_at_random(bed: Testbed) -> None:
+    """What lies behind the kernel's packet sockets: they see a frame before it is dropped."""
+    def udp(node: str) -> socket.socket:
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s.bind((REP_IPS[node], 7777))
+        s.setblocking(False)
+        return s
+
+    def came(percent: int, frames: int) -> int:
+        netns.run_in(bed.ns("b"), lose, "rep", percent)
+        got, left, got_some = 0, frames, True
+        while left or got_some:
+            got_some = False
+            for _ in range(min(left, 50)):
+                a.sendto(b"frame", (REP_IPS["b"], 7777))
+                left -= 1
+            time.sleep(0.001)
+            with suppress(BlockingIOError):
+                while True:
+                    got += len(b.recv(64)) == 5
+                    got_some = True
+        return got
+
+    with netns.run_in(bed.ns("a"), udp, "a") as a, netns.run_in(bed.ns("b"), udp, "b") as b:
+        assert came(0, 200) == 200                              # the neighbours know each other now
+        assert [came(100, 200), came(0, 200)] == [0, 200]
+        assert 1440 < came(20, 2000) < 1760                     # 1,600 are expected, nine standard deviations either way
+
+
 def test_a_port_held_after_down_reaches_nobody() -> None:
     frame = bytes.fromhex("020000000001" "020000000000" "88b5") + bytes(50)
     bed = Testbed(f"h{os.getpid()}")
@@ -405,6 +445,7 @@ def test_no_way_through_is_said(bed: Testbed, monkeypatch: pytest.MonkeyPatch) -
 def test_programs_end_with_their_workload(bed: Testbed) -> None:
     code = f"""
 import os, signal, time
+from nfckpt.testbed.filters import lose
 from nfckpt.testbed.topology import Testbed
 from nfckpt.testbed.traffic import Load, Workload
 work = Workload(Testbed("{bed.prefix}"), Load(web_file_bytes=1000))

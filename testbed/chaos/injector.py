@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nfckpt.deploy.foreground import Pair
 from nfckpt.errors import MachineError, ProtectionError
 from nfckpt.native.fault import FaultBoard
 from nfckpt.testbed import netns, procs
 from nfckpt.testbed.chaos.schedule import Strike
+from nfckpt.testbed.filters import lose
 from nfckpt.testbed.topology import NODES, Testbed
 
 __all__ = ["Blow", "Injector"]
@@ -31,13 +29,6 @@ REACHED_S_MAX = 4.0             # for a point to come
 LED_S_MAX = 30.0                # after what brings it about: a node may have to start
 SWITCHED_S_MAX = 5.0
 BACK_S_MAX = 30.0               # for Ray to start an actor, on a busy machine
-DROP = """table netdev chaos {{
-    chain lossy {{
-        type filter hook ingress device "rep" priority 0;
-        numgen random mod 100 < {percent} drop
-    }}
-}}"""
-UNDROP = "add table netdev chaos\ndelete table netdev chaos"
 
 
 class _Nobody(Exception):
@@ -230,8 +221,8 @@ class Injector:
             if self.hush is not None:
                 self.hush(node, True)
             t = time.monotonic_ns()
-            signal.pidfd_send_signal(fd, signal.SIGSTOP)    # links go one after the other: nothing must be done in between
-            self.bed.links_down(node)
+            for device in (s.device, "rep", "wan" if s.device == "lan" else "lan"):     # one after the other, and it goes on meanwhile
+                self.bed.cut(f"{node}.{device}")
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         struck(t)
         try:
@@ -244,7 +235,7 @@ class Injector:
 
     def _cut(self, s: Strike, node: str, active: str, struck: Callable[[int], None]) -> Blow:
         what = s.fault.name.removeprefix("cut-")
-        links = {"rep": ["a.rep"], "data": [f"{active}.{s.device}"], "standby-data": [f"{_other(active)}.{s.device}"],
+        links = {"rep": ["a.rep"], "data": [f"{active}.{s.device}"], "off": [f"{active}.{s.device}"], "standby-data": [f"{_other(active)}.{s.device}"],
                  "both": [f"{active}.{s.device}", "a.rep"]}[what]
         t = time.monotonic_ns()
         struck(t)
@@ -274,14 +265,13 @@ class Injector:
     def _drop(self, s: Strike, node: str, active: str, struck: Callable[[int], None]) -> Blow:
         t = time.monotonic_ns()
         struck(t)
-        namespaces = [self.bed.ns(each) for each in NODES]
         try:
-            for name in namespaces:
-                _nft(name, DROP.format(percent=s.amount))
+            for each in NODES:
+                netns.run_in(self.bed.ns(each), lose, "rep", s.amount)
             time.sleep(s.last_s)
         finally:
-            for name in namespaces:
-                _nft(name, UNDROP)
+            for each in NODES:
+                netns.run_in(self.bed.ns(each), lose, "rep", 0)
         return Blow(t)
 
 
@@ -300,12 +290,3 @@ def _child(parent: int, title: str) -> int:
             if _parent(int(name)) == parent and Path(f"/proc/{name}/cmdline").read_text().startswith(title):
                 return int(name)
     return 0
-
-
-def _nft(namespace: str, rules: str) -> None:
-    if not shutil.which("nft"):
-        raise MachineError("there is no nft here", "install nftables, or leave drop-rep out of --faults")
-    child: subprocess.Popen[Any] = netns.popen_in(namespace, ["nft", "-f", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    _, said = child.communicate(rules + "\n")
-    if child.returncode:
-        raise MachineError(f"nft refused the rule that drops: {said.strip().splitlines()[0]}")

@@ -20,7 +20,7 @@ __all__ = ["Strike", "schedule"]
 WAIT_S = 0.02, 0.35         # protected service before a strike
 LAST_S = {
     "stop-active": (0.6, 1.6), "stop-standby": (0.6, 1.6), "machine-active": (0.2, 0.8), "machine-standby": (0.2, 0.8), "pause": (0.01, 0.25),
-    "cut-rep": (0.5, 1.5), "witness": (0.5, 2.0), "cut-data": (0.05, 0.3), "cut-standby-data": (0.05, 0.3), "cut-both": (0.05, 0.3),
+    "cut-rep": (0.5, 1.5), "witness": (0.5, 2.0), "cut-off": (0.4, 0.8), "cut-data": (0.05, 0.3), "cut-standby-data": (0.05, 0.3), "cut-both": (0.05, 0.3),
     "slow-standby": (1.0, 1.0), "drop-rep": (1.0, 1.0), "point-active": (0.6, 1.6), "point-standby": (0.6, 1.6),
 }
 DEATHS = ("kill", "kill", "kill", "segv", "stop", "error")

@@ -1,7 +1,9 @@
-"""Mirror: two ports of a learning switch see each other's unicast frames, both ways, each frame once.
+"""Filters: what nf_tables does to the testbed's ports. Two ports of a learning switch see each other's unicast frames, both ways, each
+frame once; a port passes nothing; a port loses frames at random.
 
     in the switch's namespace:  mirror("a", "b")
                                 shut("a", True)         # a copy does not ask the bridge whether the port forwards
+    in a node's:                lose("rep", 20)         # percent of what comes in; 0: no more
 
 Picture     client ── [c]   switch   [a] ── active        to the virtual MAC   c ─► a by the table, and copied ─► b
                       learns, floods [b] ── standby       from the active      a ─► c by the table, and copied ─► b
@@ -12,7 +14,7 @@ Why         On a hub the standby hears what the active hears and says. A switch 
             ingress on its destination offers. Who is active is not configured: the table follows the virtual MAC, which moves
             to the port it last sent from, and the copies follow the table.
 
-How         nf_tables, family netdev, on both ports. A mark says what has been done to a frame inside the switch; it does not survive the cable.
+How         nf_tables, family netdev, by netlink: no `nft` program is needed. A mirror is on both ports. A mark says what has been done to a frame inside the switch; it does not survive the cable.
 
             from a port (ingress)   unicast: mark COPY, dup to the other one, mark DONE (if it is flooded, not to the other again)
             to a port (egress)      COPY: pass   DONE: drop   unicast: mark COPY, dup to the other one
@@ -29,7 +31,7 @@ import struct
 from nfckpt.errors import MachineError
 from nfckpt.failover import nft
 
-__all__ = ["mirror", "shut"]
+__all__ = ["lose", "mirror", "shut"]
 
 COPY, DONE = 0x6D01, 0x6D02
 INGRESS, EGRESS = 0, 1
@@ -57,13 +59,24 @@ def mirror(a: str, b: str) -> None:
 def shut(port: str, closed: bool) -> None:
     """Let nothing in or out by `port`, copies included, or let it pass again. Idempotent. Raises MachineError."""
     name = f"shut-{port}"
-    table = nft.text(1, name)
+    chains = [_chain(name, f"side-{side}", port, side, policy=DROP, priority=-1) for side in (INGRESS, EGRESS)] if closed else []
+    _commit(_anew(name, chains), f"{'shut' if closed else 'open'} {port}")
+
+
+def lose(port: str, percent: int) -> None:
+    """Drop so many of a hundred frames that come in by `port`, at random; 0: none any more. Idempotent. Raises MachineError."""
+    name = f"lose-{port}"
+    chains = [_chain(name, "in", port, INGRESS, [*_at_random(percent), _verdict(DROP)])] if percent else []
+    _commit(_anew(name, chains), f"lose {percent} % of what comes by {port}")
+
+
+def _anew(table_name: str, chains: list[list[bytes]]) -> list[bytes]:
+    """The table holds these chains and nothing else; without any it is gone."""
+    table = nft.text(1, table_name)
     messages = [nft.message(nft.NEWTABLE, table, flags=nft.CREATE), nft.message(nft.DELTABLE, table, flags=nft.ACK)]
-    if closed:
+    if chains:
         messages += [nft.message(nft.NEWTABLE, table, flags=nft.CREATE | nft.ACK)]
-        for side in INGRESS, EGRESS:
-            messages += _chain(name, f"side-{side}", port, side, policy=DROP, priority=-1)
-    _commit(messages, f"{'shut' if closed else 'open'} {port}")
+    return messages + [message for chain in chains for message in chain]
 
 
 def _commit(messages: list[bytes], what: str) -> None:
@@ -102,6 +115,11 @@ def _is_unicast() -> list[Expression]:
 
 def _mark_is(mark: int) -> list[Expression]:
     return [("meta", nft.u32(1, 1) + nft.u32(2, 3)), ("cmp", nft.u32(1, 1) + nft.u32(2, 0) + _value(3, struct.pack("=I", mark)))]
+
+
+def _at_random(percent: int) -> list[Expression]:
+    """The kernel's random number is below this share of 2**32, which is at least 1."""
+    return [("meta", nft.u32(1, 1) + nft.u32(2, 24)), ("cmp", nft.u32(1, 1) + nft.u32(2, 3) + _value(3, struct.pack(">I", (percent << 32) // 100 - 1)))]
 
 
 def _set_mark(mark: int) -> list[Expression]:
