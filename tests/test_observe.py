@@ -348,7 +348,7 @@ def test_what_a_death_would_cost() -> None:
     assert look["outage_ms"]["crash"] == {"detection": 0, "grant": 0, "fence": 0, "settle": 0, "start": 7, "replay": 2, "total": 9}
     assert look["outage_ms"]["hang"]["total"] == bounds.hang_ms + 0.5 + 7 + 2
     nodes["b"]["outputs_unseen"] = 1
-    receipt = {"term": 4, "replayed": 1000, "steps_us": {"apply": 100, "start": 2000, "announce": 900, "replay": 100_000}}
+    receipt = {"term": 4, "replayed": 1000, "steps_us": {"apply": 100, "start": 2000, "reemit": 900, "replay": 100_000}}
     look = outlook("hosts", bounds, nodes, [receipt])
     assert look is not None and look["replay_frames_per_s"] == 10_000 and look["replay_rate_from"] == "measured in term 4"
     assert look["outage_ms"]["crash"] == {"detection": 0, "grant": 0.5, "fence": bounds.lease_ms + bounds.lease_margin_ms,

@@ -24,7 +24,7 @@ from nfckpt.wire.messages import Ack, encode_ack
 from tests.native_lab import MS, SECRET, ListPort, frame
 
 PAGES = 80
-GROUPS_ON_THEIR_WAY = 32
+GROUPS_ON_THEIR_WAY = 2
 
 
 class Follower:

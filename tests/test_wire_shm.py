@@ -310,6 +310,28 @@ def test_a_segment_takes_its_memory_in_steps() -> None:
 
 # ---- rendezvous
 
+def test_a_dead_peers_channel_is_freed_in_steps() -> None:
+    a, b = ring_pair(1 << 16, send_backlog_bytes_max=1 << 20)
+    while a.send(1, bytes(10_000)):         # it died with the ring full, and more waits for it
+        pass
+    before, steps = mapped(), 0
+    while not a.crumble(16 << 10):
+        steps += 1
+    assert steps == 14 and before - mapped() == 14 * (16 << 10)          # two rings, each mapped twice, but for the last part
+    assert a.crumble(16 << 10)
+    a.close()
+    a.close()
+    assert a.crumble(16 << 10) and a.closed
+    b.close()
+
+
+def mapped() -> int:
+    """Bytes of address space that are rings."""
+    with open("/proc/self/maps") as maps:
+        spans = [line.split()[0].split("-") for line in maps if "nfckpt-ring" in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in spans)
+
+
 def test_a_listener_has_the_next_channels_memory_before_it_is_asked(tmp_path: Path) -> None:
     before = open_fds()
     listener = ShmListener(tmp_path / "s", ShmOptions(ring_bytes=1 << 18))

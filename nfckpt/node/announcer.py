@@ -34,6 +34,7 @@ class Announcer:
         self._refresh_ns = bounds.announce_refresh_s * S
         self._left: deque[tuple[int, bytes]] = deque()
         self._due_ns = 0 if self.frames else NEVER
+        self.told_ns = 0                # when the first round was out of our hands; 0: it is not
 
     def tick(self, now: int, emit: Callable[[int, bytes], bool]) -> None:
         """Begin a round if it is time; emit what is left of one."""
@@ -46,3 +47,5 @@ class Announcer:
                 self._due_ns = now + self._refresh_ns if self._refresh_ns else NEVER
         while self._left and emit(*self._left[0]):
             self._left.popleft()
+        if not self._left and not self.told_ns and self.frames:
+            self.told_ns = now

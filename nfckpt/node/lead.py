@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
@@ -27,6 +26,7 @@ from nfckpt.native.agent import Agent
 from nfckpt.native.arena import Arena
 from nfckpt.native.burst import Burst
 from nfckpt.native.function import NativeFunction
+from nfckpt.native.shm_ring import ShmRing
 from nfckpt.native.tap import Tap
 from nfckpt.nf import NetworkFunction, PollingFunction
 from nfckpt.node.announcer import Announcer
@@ -43,12 +43,18 @@ from nfckpt.replica.active import Active
 from nfckpt.replica.standby import Standby
 from nfckpt.wire import keeper, kinds
 from nfckpt.wire.rendezvous import Listener
+from nfckpt.wire.transport import Transport
 
 __all__ = ["Leader"]
+
+BURY_MS = 50            # so long after a death: what was waiting is through by then
+CRUMB_BYTES = 256 << 10
 
 
 class Leader(Shell):
     """The loop of an active."""
+
+    announcer: Announcer
 
     def _lead(self, *, blank: bool, term: int) -> None:
         """Run the app as the active of `term`, until stopped."""
@@ -97,8 +103,12 @@ class Leader(Shell):
         return parts.app
 
     def _announce(self, app: App) -> None:
-        self.announcer = Announcer(self.bounds, app.announce(self.ctx))
+        self._prepare_announcement(app)
         self.announcer.tick(time.monotonic_ns(), self.agent.emit)
+
+    def _prepare_announcement(self, app: App) -> None:
+        self.announcer = Announcer(self.bounds, app.announce(self.ctx))
+        self._announces = True
 
     def _take_over(self, takeover: Takeover, standby: Standby, term: int) -> App:
         """From the last record to the first frame of our term. What can wait until the replay runs waits: `_later`."""
@@ -128,11 +138,12 @@ class Leader(Shell):
                 agent.emit(port, frame)
             reemitted[port] += 1
         agent.tap = tap
-        self._announce(app)
+        if self.config.input == "ship":         # what hosts send comes to us only then
+            self._announce(app)
         gate.release()
         if any(reemitted):
             fault.hit("reemitted")
-        live_ns = marks["announce"] = time.monotonic_ns()
+        live_ns = marks["reemit"] = time.monotonic_ns()
         fault.hit("leading")
         if not takeover.handover and parts.arena.undoable:
             self.suspects = Suspects(agent, tap, b, takeover.started_ns)       # it was gone then: what came later it never read
@@ -142,6 +153,8 @@ class Leader(Shell):
                       live_ns=live_ns, due_ns=live_ns + 2 * b.tap_skew_ms_max * MS)
 
         def later() -> None:
+            if not self._announces:             # we see all that hosts send: what waits goes first, and moves our address as well
+                self._prepare_announcement(app)
             if self.config.input == "ship":
                 draft.strand(self._stranded(tap))
             self.receipt = draft
@@ -149,10 +162,10 @@ class Leader(Shell):
             self._report("active", {"term": term, "blank": False})
             standby.path.watch(None)
             standby.path.attach(None)
-            if retired is not None:     # frees the memory of both rings, which takes a while, without the GIL
-                threading.Thread(target=retired.close, daemon=True).start()
+            self._retired = retired
 
         self._live_ns, self._later, self._slow_ns = live_ns, later, live_ns + MS
+        self._bury_ns = live_ns + BURY_MS * MS
         return app
 
     def _stranded(self, tap: Tap) -> list[int | None]:
@@ -303,6 +316,9 @@ class Leader(Shell):
         return quiet
 
     _later: Callable[[], None] | None = None        # what a takeover left to do
+    _retired: Transport | None = None               # a dead peer's channel
+    _bury_ns = 0                                    # when there is time to free what belonged to a dead peer, a piece a ms
+    _announces = False                              # `announcer` is there
     _live_ns = _replayed_ns = 0                     # when our first frame could leave, and when the last of before had run
     suspects: Suspects | None = None        # while the replay runs frames that the old active may have died of
     quarantined = 0
@@ -345,8 +361,11 @@ class Leader(Shell):
         self.agent.paused = core.handing_over       # input goes on when the standby is lost in the middle of a switch
         if not core.handing_over and self.suspects is None:     # no output of ours among those that a suspect's undoing takes back
             self.announcer.tick(now, self.agent.emit)
-        if self.transport is None and self.watch is not None and core.state.value == "solo":
-            self._drop_channel()        # a dead peer's watch is always ready: the idle loop would never sleep
+        if now >= self._bury_ns:
+            if self._retired is not None:
+                self._crumble(self._retired)
+            elif self.transport is None and self.watch is not None and core.state.value == "solo":
+                self._drop_channel()
         if self.transport is not None and core.state.value == "solo" and now - self.adopted_ns > self.bounds.hang_ms_max * MS:
             self._drop_channel()        # it dialled and never said who it is; the next one must find room
         self._listen(core, now)
@@ -356,15 +375,22 @@ class Leader(Shell):
         if tap is not None:
             tap.age(0)
             if self.receipt is not None and tap.read_ns >= self.receipt.due_ns and self.suspects is None:     # a late frame of the old active is in no port's ring
-                self._report("receipt", msgspec.to_builtins(self.receipt.finish(tap, self.quarantined, self._replayed_ns)))
+                self._report("receipt", msgspec.to_builtins(self.receipt.finish(tap, self.quarantined, self._replayed_ns, self.announcer.told_ns)))
                 self.receipt = None
                 fault.hit("receipt")
             if self.receipt is None and not tap.waiting_inputs:
                 self.agent.tap = None
 
+    def _crumble(self, retired: Transport) -> None:
+        """Free a part of what a dead peer's channel has: all at once it would be a pause."""
+        if not isinstance(retired, ShmRing) or retired.crumble(CRUMB_BYTES):
+            retired.close()
+            self._retired = None
+
     def _peer_lost(self, core: Active, now: int, reason: str, dead: bool) -> None:
         if dead:
             self._outrank_dead()
+            self._bury_ns = now + BURY_MS * MS
         self._perform(core.on_peer_lost(now, reason, dead))
 
     def _stand(self, core: Active) -> None:

@@ -1,8 +1,8 @@
 """Receipt of a takeover: what happened, what it cost, and where the time went. Printed, logged, returned as JSON.
 
-    word or last sign ──detection──► noticed ──grant─► ──fence─► ──settle─► ──apply─► ──start─► ──announce──► live ──replay──► done
-    of the old active                                                                                            │
-    └──────────────────────────────────────── steps_us["total"]: the outage as this node can know it ───────────┘
+    word or last sign ──detection──► noticed ──grant─► ──fence─► ──settle─► ──apply─► ──start─► ──reemit──► live ──replay──► done
+    of the old active                                                                                          │ ──announce──► told
+    └──────────────────────────────────────── steps_us["total"]: the outage as this node can know it ─────────┘
 
 A `Draft` is begun when the new active is live and finished when nothing of the old one can still be on its way (two skews later).
 A term that begins blank after another has a receipt too: it says that the state is gone.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Digests", "Draft", "PortCounts", "Receipt", "blank"]
 
-STEPS = {"claim": "grant", "fence": "fence", "settle": "settle", "apply": "apply", "app": "start", "announce": "announce"}
+STEPS = {"claim": "grant", "fence": "fence", "settle": "settle", "apply": "apply", "app": "start", "reemit": "reemit"}
 """The mark that ends a step, and the step's name, in the order of time."""
 
 
@@ -86,8 +86,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """None: no epoch was committed."""
     steps_us: dict[str, int]
     """detection (since the kernel's word, or the last sign of life), grant, fence, settle, apply, start (of the app),
-    announce (with what is emitted again), and their sum, total: until the first frame could leave. Then replay, until the frames
-    that the old active may have had are through the app."""
+    reemit (outputs that nobody saw leaving), and their sum, total: until the first frame could leave. From there, replay: until the frames
+    that the old active may have had are through the app; and announce: until the segment was told where we are (0: before, input = "ship")."""
 
 
 def blank(term: int, node: str) -> Receipt:
@@ -120,8 +120,9 @@ class Draft:
         self.exact = self.exact and None not in frames
         self.stranded = [n or 0 for n in frames]
 
-    def finish(self, tap: Tap, quarantined: int, replayed_ns: int) -> Receipt:
-        """`replayed_ns`: when the frames that the old active may have had were through the app; 0: there were none."""
+    def finish(self, tap: Tap, quarantined: int, replayed_ns: int, told_ns: int) -> Receipt:
+        """`replayed_ns`: when the frames that the old active may have had were through the app; 0: there were none. `told_ns`: when we had
+        announced ourselves; 0: we have not."""
         rows = [PortCounts(
             port=f"{i}:{port.name}", committed=was["matched"] + was["credited"], replayed=waiting, reemitted=again,
             suppressed=now["credited"] - was["credited"], doubled=now["doubled"], lost=now["active_missed"] + stranded)
@@ -134,4 +135,5 @@ class Draft:
             uncommitted=self.uncommitted, quarantined=quarantined, lost=lost, active_missed=lost - stranded, stranded=stranded, tap_missed=tap.counters()["tap_missed"],
             replayed=sum(self.waiting), reemitted=sum(self.reemitted), suppressed=sum(row.suppressed for row in rows),
             doubled=sum(row.doubled for row in rows), ports=rows, digests=self.digests,
-            steps_us={**self.steps, "total": self.outage_us, "replay": max(0, replayed_ns - self.live_ns) // 1000})
+            steps_us={**self.steps, "total": self.outage_us, "replay": max(0, replayed_ns - self.live_ns) // 1000,
+                      "announce": max(0, told_ns - self.live_ns) // 1000})

@@ -388,6 +388,13 @@ cdef class ShmRing(Channel):
     def _why(self):
         return REASONS[self.reason]
 
+    def crumble(self, uint64_t nbytes):
+        """The peer is gone, and with it what waited for it: free so much of the segments, to be closed without a pause. Nothing but `close` may be
+        called from here on. True: nothing is left but that."""
+        self.reason = self.reason or HERE
+        self.wait_at = self.wait_end
+        return self.tx.h == NULL or (self.rx.crumble(nbytes) and self.tx.crumble(nbytes))
+
     def close(self):
         """Say goodbye, after a last flush; what the ring has no room for is dropped. Idempotent."""
         cdef uint64_t one = 1

@@ -38,6 +38,7 @@ cdef class Segment:
     cdef SegHeader* h
     cdef uint8_t* ring          # mapped twice in a row: no copy ever wraps
     cdef readonly uint64_t ring_bytes
+    cdef uint64_t mapped        # bytes of address space
     cdef uint64_t ready         # bytes from the start that have their memory
     cdef readonly int fd        # the memfd, or -1 once given up
     cdef readonly bint writable

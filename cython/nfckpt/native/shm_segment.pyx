@@ -160,13 +160,24 @@ cdef class Segment:
         self.h = <SegHeader*>p
         self.ring = p + SEG_HEADER
         self.ring_bytes = ring_bytes
+        self.mapped = whole
         self.writable = writable
 
     cdef void unmap(self) noexcept nogil:
         if self.h != NULL:
-            munmap(self.h, SEG_HEADER + 2 * self.ring_bytes)
+            munmap(self.h, self.mapped)
             self.h = NULL
             self.ring = NULL
+
+    def crumble(self, uint64_t nbytes):
+        """Unmap so many more bytes (a multiple of 4096), some 0.05 ms for 256 KiB: to be closed without a pause. It is of no use from the first
+        call on. True: there are no more, `close` it."""
+        if self.h == NULL or self.mapped <= SEG_HEADER + nbytes:
+            return True
+        self.mapped -= nbytes
+        with nogil:
+            munmap(<uint8_t*>self.h + self.mapped, nbytes)
+        return False
 
     def close(self):
         """Unmap, and close the memfd if it is ours. Idempotent."""

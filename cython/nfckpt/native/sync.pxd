@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from nfckpt.native.arena cimport Arena
 
 cdef enum:
-    GROUPS = 32                             # groups sent and not committed, at most
+    GROUPS = 2                              # groups sent and not committed, at most
 
 @cython.final
 cdef class PageSync:
