@@ -438,7 +438,7 @@ cdef class Tap:
         self.inputs, self.expected = inputs, outputs
         for p in range(self._ports.n):
             self.cursor[p] = 0
-            if ports >> p & 1:
+            if ports & <uint32_t>1 << p:
                 self.named_ts[p] = cut.shared_ts[p]
         cut.reset()
         return int(ports)
