@@ -139,7 +139,7 @@ MUTANTS = [
     _m("forget-the-quiesce-number", "I11", (ENGINE, "if number != self._request or not self._requested:", "if not self._requested:"), at=4),
     _m("drop-at-a-full-gate", "I12", (AGENT, "and self.gate.room(4 * <uint32_t>max_frames, 2 * <uint64_t>burst.buf_bytes))", "and True)"), at=50),
     _m("no-fence-on-suspicion-host", "I9", (TAKEOVER, "                    effects.append(KillPeer())\n                if self.peer_dead:\n", "                if True:\n"), at=37),
-    _m("no-fence-on-suspicion-hosts", "I9", (TAKEOVER, "elif not self.leases or now >=", "elif True or now >="), at=126),
+    _m("no-fence-on-suspicion-hosts", "I9", (TAKEOVER, "elif not self.leases or now >=", "elif True or now >="), at=332),
     _m("takeover-without-claim", "I9", (TAKEOVER, "                effects += self._ask(now, \"claim\")\n",
        "                effects += self._ask(now, \"claim\")\n                self._next(now, Step.FENCE)\n"), at=13),
     _m("beats-answered-after-the-claim", "I9", (STANDBY, "if self.claimed:\n                return", "if False:\n                return"),
