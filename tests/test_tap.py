@@ -449,6 +449,20 @@ def test_drops_of_the_ring_are_a_gap() -> None:
     assert tap.gap_until == 5 * MS + 4 * SKEW
 
 
+def test_what_a_ring_dropped_before_the_tap_opened_is_no_gap() -> None:
+    """A follower that waits for the witness does not read: its rings overflow, and nobody misses those frames."""
+    port = ListPort()
+    tap = Tap([port], SECRET, SKEW)
+    port.count("rx_ring_drops", 1000)
+    tap.open()
+    tap.poll(5 * MS)
+    tap.note_drops(5 * MS)
+    assert tap.is_exact(0)
+    port.count("rx_ring_drops")
+    tap.note_drops(6 * MS)
+    assert not tap.is_exact(6 * MS)
+
+
 def test_a_gap_never_shrinks() -> None:
     tap, ports = rig(frames_max=64)
     ports[0].count("rx_ring_drops")

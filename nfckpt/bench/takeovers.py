@@ -37,7 +37,7 @@ MODULE = "nfckpt.bench.takeovers"       # also where it is __main__
 STREAMS, PAYLOAD, LATE_MS = 16, 64, 2.0
 TICK_US = 200
 SINK_NICE = 7               # clients and servers have machines of their own: a sink only has to keep up with its ring
-BEFORE_MS = 5
+BEFORE_MS, NEAR_MS = 5, 40
 DISCARD_PORT = 9
 PROTECTED_S_MAX = 60.0
 ANSWER_S_MAX = 60.0         # of a traffic program, whose turn comes late on a busy machine
@@ -68,7 +68,8 @@ class Takeover(msgspec.Struct, frozen=True, kw_only=True):
     way: Way
     outage_us: float
     worst_us: float             # when the frame was sent that came latest
-    idle_us: float              # the same of a window as long before it, in which nothing ended
+    near_us: float              # the outage as of the frames sent within NEAR_MS alone: without the next standby's arrival
+    idle_us: float              # the outage of a window as long before it, in which nothing ended
     told_us: float              # until the survivor was told: the kernel's word, or how long before the end it had heard the last
     median_us: float
     gap_us: float               # the longest time in which a sender sent nothing
@@ -252,14 +253,15 @@ class Stage:
             os.kill(pid, {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "stop": signal.SIGSTOP}[way])
         return t
 
-    def _worst_us(self, t: int) -> tuple[float, dict[str, Any], list[dict[str, Any]]]:
-        """The outage around `t`, what the sink that saw it says, and what both say."""
-        seen = [p.ask(f"around {t} {t - BEFORE_MS * MS} {t + self.plan.window_ms * MS}", "around", ANSWER_S_MAX) for p in self.ends.values()]
+    def _worst_us(self, t: int, window_ms: int) -> tuple[float, dict[str, Any], list[dict[str, Any]]]:
+        """The outage around `t` and up to `window_ms` after it, what the sink that saw it says, and what both say."""
+        seen = [p.ask(f"around {t} {t - BEFORE_MS * MS} {t + window_ms * MS}", "around", ANSWER_S_MAX) for p in self.ends.values()]
         worst = max(seen, key=lambda s: s["worst_ns"] - s["median_ns"])
         return (worst["worst_ns"] - worst["median_ns"]) / 1e3, worst, seen
 
     def one(self, way: Way) -> Takeover:
-        idle_us = self._worst_us(time.monotonic_ns() - self.plan.window_ms * MS)[0]
+        window_ms = self.plan.window_ms
+        idle_us = self._worst_us(time.monotonic_ns() - window_ms * MS, window_ms)[0]
         node, active, standby = self.status()           # at the last moment: protection may be lost while the sinks count
         term = int(active["term"]) + 1
         t = self.end_active(node, way)
@@ -272,9 +274,10 @@ class Stage:
         protected, _ = self.wait("protected", lambda f: f["term"] >= term)
         protecting, _ = self.wait("protecting", lambda f: True)
         exited, _ = self.wait("exited", lambda f: f["node"] == node)
-        time.sleep(max(0.0, (t + self.plan.window_ms * MS - time.monotonic_ns()) / 1e9) + 0.02)
-        outage_us, worst, seen = self._worst_us(t)
-        return Takeover(way=way, outage_us=outage_us, worst_us=(worst["worst_sent_ns"] - t) / 1e3, idle_us=idle_us, told_us=(taken["lost_ns"] - t) / 1e3, median_us=worst["median_ns"] / 1e3,
+        time.sleep(max(0.0, (t + window_ms * MS - time.monotonic_ns()) / 1e9) + 0.02)
+        outage_us, worst, seen = self._worst_us(t, window_ms)
+        near_us = self._worst_us(t, min(NEAR_MS, window_ms))[0]
+        return Takeover(way=way, outage_us=outage_us, worst_us=(worst["worst_sent_ns"] - t) / 1e3, near_us=near_us, idle_us=idle_us, told_us=(taken["lost_ns"] - t) / 1e3, median_us=worst["median_ns"] / 1e3,
                         gap_us=max(s["gap_ns"] for s in seen) / 1e3, protected_us=(protected - t) / 1e3,
                         sync_us=(protected - protecting) / 1e3, start_us=(protecting - exited) / 1e3,
                         hang_bound_us=1e3 * float(standby.get("hang_bound_ms", 0)), receipt=receipt)

@@ -60,7 +60,9 @@ class SimFollower(SimShell):
         self._records: deque[bytes] = deque()                       # received, not yet committed
         self._said: deque[tuple[int, int, int, int]] = deque()      # own clock, names, released_through, next_seq: of each commit
         self.detector = Detector(b, self.now)
-        yield from self._perform(core.hello())
+        hello = core.hello()
+        self._drops = self._dropped()               # what was dropped before the tap opened is no gap
+        yield from self._perform(hello)
         while not self.promoted:
             seen = core.tap.counters()["seen"], core.path.heard_ns
             yield from self._follow_once(core)
@@ -105,7 +107,7 @@ class SimFollower(SimShell):
             if self.takeover is None:
                 yield from self._perform(core.on_ports(now, 0))
             core.tap.note_drops(now)
-            drops = sum(port.counters()["rx_ring_drops"] for port in self.ports)
+            drops = self._dropped()
             if drops > self._drops and core.tap.buffering and not core.tap.fed and core.tap.is_exact(now):
                 w.referee.fail(f"I12: the ring of {self!r} dropped frames, and its tap says that it is exact")
             self._drops = drops
@@ -123,6 +125,9 @@ class SimFollower(SimShell):
             effects = self.takeover.advance(self.now)
             w.covered.add(f"takeover {self.takeover.step.value}")
             yield from self._perform(effects)
+
+    def _dropped(self) -> int:
+        return sum(port.counters()["rx_ring_drops"] for port in self.ports)
 
     def _take(self, core: Standby, now: int, kind: int, payload: memoryview) -> Steps:
         """One message of the active."""

@@ -43,6 +43,7 @@ cdef class Tap:
     cdef uint64_t _lent                     # entries of inputs below this number are lent
     cdef Burst _scratch
 
+    cdef uint64_t _dropped(self)
     cdef void _named_at(self, uint8_t port, uint64_t ts) noexcept nogil
     cdef void _shared_at(self, uint8_t port, uint64_t ts) noexcept nogil
     cdef void _gap_at(self, uint64_t ts) noexcept nogil

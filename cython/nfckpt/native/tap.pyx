@@ -102,7 +102,8 @@ cdef class Tap:
         return True
 
     def open(self):
-        """From now on unmatched frames are inputs (rule 9: while syncing, every epoch names them)."""
+        """From now on unmatched frames are inputs (rule 9: while syncing, every epoch names them). What a ring dropped before is no gap."""
+        self._drops = self._dropped()
         self.buffering = True
 
     def whole(self, uint64_t since=0):
@@ -275,14 +276,18 @@ cdef class Tap:
 
     def note_drops(self, uint64_t now):
         """Read the ports' drop counters; new drops make the tap inexact until credits have aged (rule 6)."""
+        cdef uint64_t drops = self._dropped()
+        if drops != self._drops and self.buffering and not self.fed:
+            self._gap_at(now)
+        self._drops = drops
+
+    cdef uint64_t _dropped(self):
         cdef uint64_t drops = 0
         cdef Port port
         for port in self._ports.ports:
             port.refresh_counters()
             drops += port.c.rx_ring_drops
-        if drops != self._drops and self.buffering and not self.fed:
-            self._gap_at(now)
-        self._drops = drops
+        return drops
 
     def note_gap(self, uint64_t now):
         """Frames may pass unseen now (a port without carrier): inexact until credits have aged."""

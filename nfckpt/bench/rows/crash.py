@@ -10,7 +10,7 @@ import statistics
 
 from nfckpt.bench.figure import Figure, Scale
 from nfckpt.bench.pair import Pair
-from nfckpt.bench.takeovers import Plan, describe, flows, run, times
+from nfckpt.bench.takeovers import NEAR_MS, Plan, describe, flows, run, times
 from nfckpt.bench.work import line_writer, segments, udp_frame
 
 KEYS = ("crash_outage_ms_p50", "crash_outage_ms_p99", "reprotect_ratio")
@@ -25,7 +25,8 @@ def measure(scale: Scale) -> list[Figure]:
     steps = ", ".join(f"{name} {found.step_us(name):,.0f}" for name in found.each[-1].receipt["steps_us"])
     by_way = ", ".join(f"{way} {statistics.median(found.outages_us(way)) / 1e3:.2f}" for way in found.plan.ways if found.outages_us(way))
     told = statistics.median(t.told_us for t in found.each)
-    note = f"median ms {by_way}; median µs from the signal to the kernel's word {told:,.0f}, then the receipt's steps: {steps}"
+    near = statistics.median(t.near_us for t in found.each) / 1e3
+    note = f"median ms {by_way}; {near:.2f} of frames sent within {NEAR_MS} ms, before the next standby comes; median µs from the signal to the kernel's word {told:,.0f}, then the receipt's steps: {steps}"
     idle = sorted(t.idle_us / 1e3 for t in found.each)
     what = "ms: the largest delay of such a window in which nothing ended"
     figures = [Figure(KEYS[0], p50, (outages[len(outages) // 4], outages[3 * len(outages) // 4]), limit=statistics.median(idle), limit_what=what,
