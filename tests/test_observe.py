@@ -354,6 +354,9 @@ def test_what_a_death_would_cost() -> None:
     assert look["outage_ms"]["crash"] == {"detection": 0, "grant": 0.5, "fence": bounds.lease_ms + bounds.lease_margin_ms,
                                           "settle": bounds.tap_skew_ms_max, "start": 3, "replay": 20, "total": 0.5 + 120 + 20 + 3 + 20}
     assert look["outage_ms"]["hang"]["fence"] == 20, "what is left of the lease when the silence is noticed"
+    before = {"term": 3, "replayed": 0, "steps_us": {"apply": 100, "start": 2000, "announce": 900}}     # as a log of an earlier nfckpt has them
+    look = outlook("host", bounds, nodes, [before])
+    assert look is not None and look["start_from"] == "the standby's own start"
     assert outlook("host", bounds, {"a": {**nodes["a"], "protected": False}, "b": nodes["b"]}, []) is None
 
 

@@ -67,6 +67,6 @@ def _start(receipts: list[Receipt], standby: dict[str, Any]) -> tuple[float, str
     """ms"""
     for r in reversed(receipts):
         steps = r.get("steps_us") or {}
-        if "start" in steps:
+        if "reemit" in steps:           # a log may hold receipts of before there was this step
             return (steps["apply"] + steps["start"] + steps["reemit"]) / 1000, f"measured in term {r['term']}"
     return standby.get("start_us", 0) / 1000, "the standby's own start"
