@@ -97,6 +97,14 @@ def ended(rig: VethRig, node: str) -> int:
     return int(until(lambda: rig.seen("exited", node), 20)[0]["code"])
 
 
+def handed_over(rig: VethRig, old: str, term: int) -> dict[str, Any]:
+    """The active gave its role away, and ended; nothing was doubled, nothing missed. Returns the receipt."""
+    assert ended(rig, old) == 4
+    (receipt,) = rig.receipts(1)
+    assert (receipt["reason"], receipt["term"], receipt["doubled"], receipt["active_missed"]) == ("handover", term + 1, 0, 0)
+    return dict(receipt)
+
+
 # ── the standby is lost ──────────────────────────────────────────────────────────────────────────
 
 
@@ -244,9 +252,7 @@ def test_active_port_cut(rig: VethRig, profile: str) -> None:
     term, old, new = rig.term, rig.active, rig.standby
     rig.bed.unplug(f"{old}.wan")
     try:
-        assert ended(rig, old) == 4
-        (receipt,) = rig.receipts(1)
-        assert (receipt["reason"], receipt["term"], receipt["doubled"], receipt["active_missed"]) == ("handover", term + 1, 0, 0)
+        receipt = handed_over(rig, old, term)
         assert receipt["replayed"] > 0
         flows(rig)
         until(lambda: status(rig, old).get("ports_down"))
@@ -263,9 +269,7 @@ def test_active_port_cut_off(rig: VethRig, profile: str) -> None:
     term, old, new = rig.term, rig.active, rig.standby
     rig.bed.cut(f"{old}.wan")
     try:
-        assert ended(rig, old) == 4
-        (receipt,) = rig.receipts(1)
-        assert (receipt["reason"], receipt["term"], receipt["doubled"], receipt["active_missed"]) == ("handover", term + 1, 0, 0)
+        receipt = handed_over(rig, old, term)
         assert receipt["replayed"] > 100 and receipt["reemitted"] > 100
         assert [(e["role"], e["ports"]) for e in rig.seen("cut_off", new)] == [("active", [1])] and len(rig.seen("switching", old)) == 1
         flows(rig)

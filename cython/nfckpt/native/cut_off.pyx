@@ -35,6 +35,13 @@ cdef void keep(KeyedFifo into, const Entry* e, const uint8_t* buf) noexcept nogi
         into.remove(i)
 
 
+cdef void expire(KeyedFifo queue, uint64_t before) noexcept nogil:
+    cdef uint32_t i = queue.oldest()
+    while i != NO_ENTRY and queue.entries[i].ts < before:
+        queue.remove(i)
+        i = queue.oldest()
+
+
 cdef class CutOff:
     """Of a tap with these queues. Keeps a quarter as much as they may hold, for `keep_ns`; 0: nothing, and no port is cut off."""
 
@@ -87,15 +94,9 @@ cdef class CutOff:
 
     cdef void age(self, uint64_t now) noexcept nogil:
         """Forget what is too old."""
-        cdef uint32_t i
-        i = self.inputs.oldest()
-        while i != NO_ENTRY and self.inputs.entries[i].ts + self.keep_ns < now:
-            self.inputs.remove(i)
-            i = self.inputs.oldest()
-        i = self.outputs.oldest()
-        while i != NO_ENTRY and self.outputs.entries[i].ts + self.keep_ns < now:
-            self.outputs.remove(i)
-            i = self.outputs.oldest()
+        cdef uint64_t before = now - self.keep_ns if now > self.keep_ns else 0
+        expire(self.inputs, before)
+        expire(self.outputs, before)
 
     cdef uint32_t ports(self, uint64_t now, uint64_t span_ns) noexcept nogil:
         """Bit mask of the active's ports that look cut off for `span_ns` or longer."""
