@@ -144,7 +144,7 @@ def chaos(
         raise ConfigError(f"--input {input}", "tap or ship")
     from nfckpt.deploy.foreground import has_ray
     with_ray = has_ray() if ray is None else ray
-    chosen(faults, profile, with_ray)
+    chosen(faults, profile, with_ray, input)
     if report is not None:
         from nfckpt.testbed.chaos.report import need_plots
         need_plots(report)

@@ -132,6 +132,10 @@ def test_names_and_beginnings_of_names() -> None:
     assert [f.name for f in chosen("kill,stop-active", "host", False)] == ["kill-active", "kill-standby", "stop-active"]
     assert {f.name for f in chosen("all", "host", False)} < {f.name for f in chosen("all", "hosts", False)}
     assert "cut-data" not in {f.name for f in chosen("all", "hosts", True)}
+    assert "cut-off" in {f.name for f in chosen("all", "host", False)}
+    assert "cut-off" not in {f.name for f in chosen("all", "host", False, "ship")}      # without sight of the segment nobody can tell
+    with pytest.raises(ConfigError, match="input ship"):
+        chosen("kill,cut-off", "host", False, "ship")
     with pytest.raises(ConfigError, match="none of them kills"):
         chosen("cut", "hosts", False)
 

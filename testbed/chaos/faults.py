@@ -27,6 +27,7 @@ class Fault:
     profile: str = ""               # the only one that has it
     covered: bool = True
     ray: bool | None = None
+    input: str = ""                 # the only one that has it
     weight: int = 4
 
 
@@ -49,7 +50,7 @@ FAULTS = {fault.name: fault for fault in (
     Fault("slow-standby", "the standby runs 2 ms of every 10 for 1 s", kills=False),
     Fault("witness", "the witness answers nobody for 0.5 to 2 s (only without Ray)", kills=False, ray=False),
     Fault("switch", "a planned failover", kills=False),
-    Fault("cut-off", "a data port of the active is cut off, with carrier, for 0.4 to 0.8 s: it hands over, and nothing is lost", kills=False),
+    Fault("cut-off", "a data port of the active is cut off, with carrier, for 0.4 to 0.8 s: it hands over, and nothing is lost", kills=False, input="tap"),
     Fault("cut-data", "a data port of the active is cut for 50 to 300 ms: frames sent meanwhile are lost, and set apart", kills=False,
           covered=False),
     Fault("cut-standby-data", "a data port of the standby is cut for 50 to 300 ms", kills=False, covered=False),
@@ -85,9 +86,9 @@ def points(profile: str) -> list[Point]:
             if _ONLY.get(name, profile) == profile]
 
 
-def chosen(text: str, profile: str, ray: bool) -> list[Fault]:
+def chosen(text: str, profile: str, ray: bool, input: str = "tap") -> list[Fault]:
     """`text`: "all", or names and beginnings of names with commas between: "kill,stop-active,point". Raises ConfigError."""
-    possible = [f for f in FAULTS.values() if f.profile in ("", profile) and f.ray in (None, ray)]
+    possible = [f for f in FAULTS.values() if f.profile in ("", profile) and f.ray in (None, ray) and f.input in ("", input)]
     if text == "all":
         return [f for f in possible if f.covered]
     found: list[Fault] = []
@@ -97,7 +98,7 @@ def chosen(text: str, profile: str, ray: bool) -> list[Fault]:
             raise ConfigError(f"--faults: no fault {word!r}", f"all, or some of {', '.join(FAULTS)}")
         here = [f for f in fits if f in possible]
         if not here:
-            raise ConfigError(f"--faults: {word!r} is not for profile {profile} {'with' if ray else 'without'} Ray", "`nfckpt chaos --list-faults`")
+            raise ConfigError(f"--faults: {word!r} is not for profile {profile}, input {input}, {'with' if ray else 'without'} Ray", "`nfckpt chaos --list-faults`")
         found += [f for f in here if f not in found]
     if not any(f.kills for f in found):
         raise ConfigError("--faults: none of them kills", "add one, e.g. kill")

@@ -49,7 +49,7 @@ def run(*, seed: int, kills: int, faults: str, app: str, profile: str, rate: int
             bar.update(task, completed=campaign.killed)
             console.print(text, markup=False, soft_wrap=True)
 
-        campaign = Campaign(seed=seed, kills=kills, faults=chosen(faults, profile, ray), profile=profile, app=app, load=load_of(rate), ray=ray,
+        campaign = Campaign(seed=seed, kills=kills, faults=chosen(faults, profile, ray, input), profile=profile, app=app, load=load_of(rate), ray=ray,
                             run_s=seconds, input=input, say=say, on_event=stream.note)
         try:
             outcome = campaign.run()
